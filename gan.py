@@ -1,12 +1,13 @@
 """A generative adversarial network (GAN) in one script (Goodfellow et al. 2014, arXiv:1406.2661).
 
-    python gan.py                     train on MNIST; pictures appear in samples/mnist-001/
-    python gan.py EPOCHS=5 DATA=faces/       change any of the settings below for one run
-    python gan.py --resume            go on with the newest run, or --run FOLDER
-    python gan.py --help              all options and settings
+The generator (G) turns noise into images. The discriminator (D) looks at an image and says
+whether it is real (1) or fake (0). Each is trained against the other, in turns, until the fakes
+look real.
 
-The generator turns noise into images. The discriminator looks at an image and says whether it
-is real (1) or fake (0). Each is trained against the other until the fakes look real.
+    python gan.py                       train on MNIST; pictures appear in samples/mnist-001
+    python gan.py EPOCHS=5 DATA=faces   the same with other settings, for one run
+    python gan.py --resume              go on with the newest run where it stopped
+    python gan.py --help                all options and settings
 """
 
 import argparse
@@ -15,7 +16,6 @@ import csv
 import difflib
 import gzip
 import hashlib
-import io
 import json
 import math
 import os
@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-stderr = os.dup(2)  # while TensorFlow is imported, keep its remarks on missing GPUs off the screen
+stderr = os.dup(2)  # keeps TensorFlow's remarks on missing GPUs off the screen while it loads
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
     import keras
@@ -50,38 +50,34 @@ finally:
 # Settings: change them here, or for one run on the command line as in EPOCHS=5 G_HIDDEN=256,512
 # ------------------------------------------------------------------------------------------------
 # fmt: off
-DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path: a folder
-                          # of images, or an IDX, .npz or .npy file of them
-IMAGE_SIZE = 64           # pixels, 2 to 1024: side of the squares made of a folder's
-                          # images
-MODEL = "mlp"             # "mlp" (the dcgan is not there yet)
-Z_SIZE = 32               # numbers of noise per image, 1 or more
-PRIOR = "sphere"          # noise: "normal", "sphere" (normal, of fixed length), or
-                          # low,high of a uniform one
-G_HIDDEN = 1024           # units of the generator's hidden layer; 256,512 makes two
-D_HIDDEN = 512            # the same for the discriminator
-ACTIVATION = "leaky_relu" # of hidden layers: "leaky_relu", "relu" or "tanh"
-LEAK = 0.2                # slope of leaky_relu below zero, 0 to 1
-OUTPUT = "tanh"           # pixels in [-1, 1], or "sigmoid": in [0, 1]
-BATCH_NORM = False        # True or False: batch normalisation of hidden layers
-LOSS = "non-saturating"   # the generator's: "non-saturating" or "minimax"
-SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
-GRADIENT_PENALTY = 0.3    # 0 (off) or more: keeps the discriminator's slope small at
-                          # real and fake images, which keeps training stable
-EPOCHS = 14               # passes over the data, 1 or more
-BATCH_SIZE = 100          # images per update, over all devices together, 2 or more
-LEARNING_RATE = 0.002     # of Adam, above 0
-LR_DECAY = True           # True: it falls linearly to 0 over EPOCHS; or False
-BETA_1 = 0.0              # Adam's decay of the mean gradient, 0 to below 1
-BETA_2 = 0.99             # Adam's decay of its square, 0 to below 1
-D_STEPS = 1               # discriminator updates per iteration, 1 to 100
-G_STEPS = 1               # generator updates per iteration, 1 to 100
-EMA = 0.999               # 0 (off) to below 1: decay of the running average of the
-                          # generator's weights that makes the pictures
-EARLY_STOP = None         # or low,high: stop when an epoch's D(G(z)) lies between
-GRID = 10                 # pictures show GRID x GRID images, 1 to 64
-SEED = 0                  # 0 or more; the same seed gives the same run
-OUT = "samples"           # folder of the runs
+DATA = "mnist"             # "mnist", "digits" (drawn, offline), or a file or folder
+IMAGE_SIZE = 64            # pixels, 2 to 1024: a folder's images become such squares
+MODEL = "mlp"              # "mlp"
+Z_SIZE = 32                # length of the noise vector z, 1 or more
+PRIOR = "sphere"           # of z: "normal", "sphere" (normal, one length) or low,high
+G_HIDDEN = 1024            # units of G's hidden layer; 256,512 makes two of them
+D_HIDDEN = 512             # units of D's hidden layer; 512,256 makes two of them
+ACTIVATION = "leaky_relu"  # of hidden layers: "leaky_relu", "relu" or "tanh"
+LEAK = 0.2                 # slope of leaky_relu below 0: 0 to 1
+OUTPUT = "tanh"            # "tanh": pixels in [-1, 1], or "sigmoid": in [0, 1]
+BATCH_NORM = False         # True: batch normalisation in hidden layers; or False
+LOSS = "non-saturating"    # of G: "non-saturating", or "minimax" (learns slower)
+SMOOTH = 0.0               # 0 to 0.5: real images are labelled 1 - SMOOTH
+GRADIENT_PENALTY = 0.3     # weight, 0 (off) or more: keeps D smooth, training stable
+PENALTY_EVERY = 4          # iterations from one penalty to the next: 1 to 1000
+EPOCHS = 14                # passes over the data, 1 or more
+BATCH_SIZE = 100           # images per update over all devices together, 2 or more
+LEARNING_RATE = 0.002      # of Adam, above 0
+LR_DECAY = True            # True: it falls linearly to 0 over EPOCHS; or False
+BETA_1 = 0.0               # Adam's decay of the mean gradient: 0 to below 1
+BETA_2 = 0.99              # Adam's decay of its mean square: 0 to below 1
+D_STEPS = 1                # updates of D per iteration: 1 to 100
+G_STEPS = 1                # updates of G per iteration: 1 to 100
+EMA = 0.999                # decay of G's average that makes the pictures; 0: off
+EARLY_STOP = None          # low,high: stop once an epoch's D(G(z)) lies between
+GRID = 10                  # pictures show GRID x GRID images: 1 to 64
+SEED = 0                   # 0 or more; the same seed gives the same run
+OUT = "samples"            # folder of the runs
 # fmt: on
 SETTINGS = [name for name in globals() if name.isupper()]
 
@@ -90,23 +86,21 @@ SETTINGS = [name for name in globals() if name.isupper()]
 # Networks
 # ------------------------------------------------------------------------------------------------
 def hidden_layers(widths):
-    """Return the hidden layers of an MLP: widths is one number, or a tuple of them."""
+    """Return the hidden layers of an MLP; widths is the units of one, or a tuple of several."""
     stack = []
     for width in widths if isinstance(widths, tuple) else (widths,):
         stack.append(layers.Dense(width))
         if BATCH_NORM:
             stack.append(layers.BatchNormalization(momentum=0.8))
-        if ACTIVATION == "leaky_relu":
-            stack.append(layers.LeakyReLU(negative_slope=LEAK))
-        else:
-            stack.append(layers.Activation(ACTIVATION))
+        leaky = ACTIVATION == "leaky_relu"
+        stack.append(layers.LeakyReLU(LEAK) if leaky else layers.Activation(ACTIVATION))
     return stack
 
 
 def build_generator(shape):
     """Return the generator: noise [n, Z_SIZE] -> images [n, *shape] in OUTPUT's range."""
     stack = [keras.Input((Z_SIZE,))]
-    if PRIOR == "sphere":  # done in here, so that the saved generator takes plain normal noise
+    if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         stack += [layers.UnitNormalization(), layers.Rescaling(math.sqrt(Z_SIZE))]
     stack += hidden_layers(G_HIDDEN)
     stack += [layers.Dense(math.prod(shape), activation=OUTPUT), layers.Reshape(shape)]
@@ -122,6 +116,9 @@ def build_discriminator(shape):
 # ------------------------------------------------------------------------------------------------
 # The GAN
 # ------------------------------------------------------------------------------------------------
+METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
+
+
 def cross_entropy(label, logits):
     """Return the mean sigmoid cross-entropy of logits [n, 1] against one label for all of them."""
     labels = tf.fill(tf.shape(logits), label)
@@ -136,8 +133,8 @@ def discriminator_loss(real_logits, fake_logits):
 def generator_loss(fake_logits):
     """Return G's loss: it wants its fakes to be called real.
 
-    "minimax" is the exact opposite of D's loss; its gradient vanishes while D still wins, so
-    "non-saturating" (Goodfellow 2014, section 3) is the usual choice.
+    "minimax" is the exact opposite of D's loss, but hardly has a gradient while D wins;
+    "non-saturating" always has one (Goodfellow 2014, section 3).
     """
     if LOSS == "minimax":
         return -cross_entropy(0.0, fake_logits)
@@ -145,21 +142,20 @@ def generator_loss(fake_logits):
 
 
 def logits_and_penalty(discriminator, images):
-    """Return D's logits [n, 1] and the mean squared length of their gradient at images."""
+    """Return D's logits [n, 1] and their mean squared gradient at images (arXiv:1801.04406)."""
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = discriminator(images, training=True)
-    slope = tape.gradient(logits, images)
-    return logits, tf.reduce_sum(tf.square(slope)) / tf.cast(len(images), tf.float32)
+    slopes = tape.gradient(logits, images)
+    return logits, tf.reduce_sum(tf.square(slopes)) / tf.cast(len(images), tf.float32)
 
 
 def draw_noise(count, key):
-    """Return noise [count, Z_SIZE] from PRIOR, a function of SEED and the whole number key."""
-    shape, seed = (count, Z_SIZE), tf.stack([tf.cast(SEED, tf.int64), tf.cast(key, tf.int64)])
+    """Return noise [count, Z_SIZE] from PRIOR: a function of SEED and key, a whole number."""
+    seed = tf.stack([tf.constant(SEED, tf.int64), tf.cast(key, tf.int64)])
     if isinstance(PRIOR, str):
-        return tf.random.stateless_normal(shape, seed)
-    low, high = PRIOR
-    return tf.random.stateless_uniform(shape, seed, low, high)
+        return tf.random.stateless_normal((count, Z_SIZE), seed)
+    return tf.random.stateless_uniform((count, Z_SIZE), seed, *PRIOR)
 
 
 def to_floats(pixels):
@@ -174,45 +170,42 @@ def to_pixels(floats):
     return np.clip(np.rint(floats), 0, 255).astype(np.uint8)
 
 
-METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
-
-
 class GAN:
-    """Both networks, their optimizers and the running average of the generator."""
+    """Both networks, their optimizers, and the moving average of the generator (EMA)."""
 
     def __init__(self, images):
-        """Build everything for uint8 images [N, H, W, C]."""
-        shape = images.shape[1:]
+        """Build everything for images, uint8 [N, H, W, C]."""
         keras.utils.set_random_seed(SEED)
+        shape = images.shape[1:]
         self.strategy = tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
-        self.total = EPOCHS * len(images)  # images that the training will see
-        self.epoch = self.position = self.step = 0  # epochs done, images into the next, iterations
         with self.strategy.scope():
             self.generator = build_generator(shape)
-            self.discriminator = build_discriminator(shape)
             self.average = build_generator(shape)
             self.average.set_weights(self.generator.get_weights())
+            self.discriminator = build_discriminator(shape)
             self.g_optimizer = keras.optimizers.Adam(LEARNING_RATE, BETA_1, BETA_2)
             self.d_optimizer = keras.optimizers.Adam(LEARNING_RATE, BETA_1, BETA_2)
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
-        # Sums over the epoch so far: iterations, then the columns of METRICS.
-        self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))
+        self.sums = tf.Variable(tf.zeros(len(METRICS), tf.float64))  # of METRICS over the epoch
+        self.epoch = 0  # epochs done
+        self.position = 0  # images of the next epoch that are done
+        self.step = 0  # iterations done
+        self.total = EPOCHS * len(images)
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
-        number = tf.TensorSpec((), tf.int64)
-        self.train = tf.function(self.train_batches, input_signature=(batches, number, number))
+        count = tf.TensorSpec((), tf.int64)
+        self.train = tf.function(self.train_batches, input_signature=(batches, count, count))
 
     def variables(self):
         """Return every variable that training changes: what a checkpoint holds."""
-        parts = self.generator, self.discriminator, self.average
-        parts += self.g_optimizer, self.d_optimizer
-        return [variable for part in parts for variable in part.variables] + [self.sums]
+        parts = self.generator, self.average, self.discriminator, self.g_optimizer, self.d_optimizer
+        return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, seen):
-        """Train on batches, uint8 [n, D_STEPS, BATCH_SIZE, H, W, C], an iteration for each of n.
+        """Do an iteration for each of batches, uint8 [n, D_STEPS, BATCH_SIZE, H, W, C].
 
-        step counts the iterations before these, seen the images.
+        step counts the iterations before these, and seen the images.
         """
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             if LR_DECAY:
@@ -220,20 +213,28 @@ class GAN:
                 rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
                 self.g_optimizer.learning_rate.assign(rate)
                 self.d_optimizer.learning_rate.assign(rate)
-            metrics = self.strategy.run(self.train_step, args=(batches[i], step + i))
-            metrics = self.strategy.reduce("MEAN", metrics, axis=None)
-            self.sums.assign_add(tf.cast(tf.concat(([1.0], metrics), 0), tf.float64))
-            if EMA:
-                warmed_up = (step + i + 1) / (step + i + 10)  # lets the first, random weights fade
-                self.update_average(tf.minimum(tf.cast(EMA, tf.float64), warmed_up))
+            # The penalty more than doubles D's work, and every few iterations it does as well.
+            if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
+                self.iterate(batches[i], step + i, GRADIENT_PENALTY * PENALTY_EVERY / 2)
+            else:
+                self.iterate(batches[i], step + i, 0.0)
+            if EMA:  # from a low decay upwards, so that the first, random weights are forgotten
+                warm_up = (step + i + 1) / (step + i + 10)
+                self.update_average(tf.minimum(tf.cast(warm_up, tf.float32), EMA))
         if not EMA:
             self.update_average(0.0)
 
-    def train_step(self, batches, step):
+    def iterate(self, batches, step, penalty_weight):
+        """Do an iteration on every replica and add its metrics to the epoch's sums."""
+        metrics = self.strategy.run(self.iterate_replica, (batches, step, penalty_weight))
+        metrics = self.strategy.reduce("MEAN", metrics, axis=None)
+        self.sums.assign_add(tf.cast(metrics, tf.float64))
+
+    def iterate_replica(self, batches, step, penalty_weight):
         """Do D_STEPS updates of D, then G_STEPS of G; return the METRICS of the last ones."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        size = BATCH_SIZE // self.replicas
-        updates = D_STEPS + G_STEPS - 1  # D's last one and G's first one share their fakes
+        size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
+        updates = D_STEPS + G_STEPS - 1  # D's last update and G's first one share their fakes
         for k in range(updates):
             key = (step * updates + k) * self.replicas + tf.cast(replica, tf.int64)
             with tf.GradientTape() as tape:
@@ -241,44 +242,40 @@ class GAN:
                 if k < D_STEPS:
                     with tape.stop_recording():
                         real = to_floats(batches[k, replica * size : (replica + 1) * size])
-                        metrics = self.update_discriminator(real, fake)
+                        d_loss, *others = self.update_discriminator(real, fake, penalty_weight)
                 if k >= D_STEPS - 1:
                     g_loss = generator_loss(self.discriminator(fake, training=True))
             if k >= D_STEPS - 1:
-                self.apply(self.g_optimizer, self.generator, tape, g_loss)
-        return tf.stack((metrics[0], g_loss, *metrics[1:]))
+                self.descend(tape, g_loss, self.generator, self.g_optimizer)
+        return tf.stack((d_loss, g_loss, *others))
 
-    def update_discriminator(self, real, fake):
-        """Update D once on images [n, H, W, C]; return its loss, D(x), D(G(z)) and accuracy."""
+    def update_discriminator(self, real, fake, penalty_weight):
+        """Update D on images [n, H, W, C]; return its loss, D(x), D(G(z)) and accuracy."""
         with tf.GradientTape() as tape:
             # Two passes, so that batch normalisation never mixes real images with fake ones.
-            if GRADIENT_PENALTY:
+            if penalty_weight:
                 real_logits, real_penalty = logits_and_penalty(self.discriminator, real)
                 fake_logits, fake_penalty = logits_and_penalty(self.discriminator, fake)
-                penalty = GRADIENT_PENALTY / 2 * (real_penalty + fake_penalty)
+                penalty = penalty_weight * (real_penalty + fake_penalty)
             else:
                 real_logits = self.discriminator(real, training=True)
                 fake_logits = self.discriminator(fake, training=True)
                 penalty = 0.0
             d_loss = discriminator_loss(real_logits, fake_logits)
-            penalized_loss = d_loss + penalty
-        self.apply(self.d_optimizer, self.discriminator, tape, penalized_loss)
-        right = tf.concat((real_logits > 0, fake_logits < 0), 0)
-        accuracy = tf.reduce_mean(tf.cast(right, tf.float32))
-        d_real, d_fake = (tf.reduce_mean(tf.sigmoid(x)) for x in (real_logits, fake_logits))
-        return d_loss, d_real, d_fake, accuracy
+            loss = d_loss + penalty
+        self.descend(tape, loss, self.discriminator, self.d_optimizer)
+        correct = tf.concat((real_logits > 0, fake_logits < 0), 0)
+        means = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), tf.cast(correct, tf.float32)
+        return d_loss, *map(tf.reduce_mean, means)
 
-    def apply(self, optimizer, network, tape, loss):
-        """Let the optimizer lower the loss that the tape has recorded."""
+    def descend(self, tape, loss, network, optimizer):
+        """Let the optimizer lower the loss, recorded by tape, by changing the network."""
         variables = network.trainable_variables
-        # The optimizer adds up the gradients of all replicas; the loss is to be their mean.
-        share = tf.constant(1.0 / self.replicas)
-        gradients = tape.gradient(loss, variables, output_gradients=share)
-        optimizer.apply_gradients(zip(gradients, variables))
+        share = tf.constant(1.0 / self.replicas)  # as the optimizer adds up all replicas' gradients
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables, share), variables))
 
     def update_average(self, decay):
-        """Move the averaged generator towards the generator, the more the lower decay is."""
-        decay = tf.cast(decay, tf.float32)
+        """Move the averaged generator towards the generator: not at all at a decay of 1."""
         for average, value in zip(self.average.variables, self.generator.variables):
             average.assign_add((1.0 - decay) * (value - average))
 
@@ -293,22 +290,23 @@ class GAN:
 # Data: every source becomes one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3)
 # ------------------------------------------------------------------------------------------------
 MNIST_FILE = "train-images-idx3-ubyte.gz"
+MNIST_BYTES = 9912422
 MNIST_SHA256 = "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://dataset.bj.bcebos.com/mnist/",  # in Beijing
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-SILENCE = 10  # seconds after which a mirror that sends (almost) nothing is given up
-LIMIT = 2**30  # bytes of pixels that are read into memory from a file; an .npy can be larger
-PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+SILENCE = 10  # seconds without 64 kB after which a mirror is given up
+LIMIT = 2**30  # bytes of pixels unpacked or converted in memory; an .npy of uint8 may be larger
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 # What NumPy, Pillow, gzip and zipfile raise for damaged or hostile files.
-DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, IndexError, SyntaxError)
-DAMAGED += (MemoryError, OverflowError, RuntimeError, zlib.error, zipfile.BadZipFile)
+DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, SyntaxError, MemoryError)
+DAMAGED += (ArithmeticError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 class Problem(Exception):
-    """What the user is told in one line; status is the exit status."""
+    """What is told to the user in one line; status is the exit status."""
 
     def __init__(self, message, status=2):
         super().__init__(message)
@@ -316,289 +314,263 @@ class Problem(Exception):
 
 
 def warn(message):
-    """Print a line that does not end the run."""
+    """Print a line about something that does not end the run."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def show_progress(text):
-    """Show text in the terminal's current line, to be overwritten; nothing in a file or pipe."""
+    """Show text in the terminal's last line, to be overwritten by the next; never in a file."""
     if sys.stdout.isatty():
-        print("\r" + text.ljust(78)[:78], end="\r", flush=True)
+        print(text[:78].ljust(78), end="\r", flush=True)
 
 
 def load_images():
-    """Return (name, images) of DATA. Raises Problem when it holds no usable images."""
+    """Return (name, images) of DATA. Raises Problem if there are none."""
     if DATA == "digits":
         return DATA, draw_digits(20000)
     if DATA == "mnist":
         return load_mnist()
     path = Path(DATA).expanduser()
-    if path.is_dir():
-        idx = sorted(path.glob("*train-images*idx3-ubyte*"))
-        images = read_file(idx[0]) if idx else read_folder(path)
-    elif path.exists():
-        images = read_file(path)
-    else:
+    if not path.exists():
         raise Problem(f'DATA={DATA}: no such file or folder, nor "mnist" or "digits"')
-    return re.sub(r"[^A-Za-z0-9]+", "-", path.resolve().name.split(".")[0]).strip("-")[:40], images
+    name = re.sub(r"[^A-Za-z0-9]+", "-", path.resolve().name.split(".")[0]).strip("-")[:40]
+    if not path.is_dir():
+        return name or "images", read_file(path)
+    idx = sorted(path.glob("*train-images*idx3-ubyte*"))
+    return name or "images", read_file(idx[0]) if idx else read_folder(path)
 
 
 def load_mnist():
-    """Return (name, images) of MNIST from Keras' cache, else the web, else the drawn digits."""
-    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
-    cache = Path(home).expanduser() / "datasets"
-    for name in ("mnist.npz", MNIST_FILE, f"gan-{MNIST_FILE}"):
+    """Return (name, images) of MNIST from Keras' cache, else the web, else of drawn digits."""
+    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
+    ours = cache / f"gan-{MNIST_FILE}"  # only used where a damaged file has the usual name
+    for file in (cache / "mnist.npz", cache / MNIST_FILE, ours):
         try:
-            if (cache / name).exists():
-                return "mnist", read_file(cache / name)
+            if file.exists():
+                return "mnist", read_file(file)
         except Problem as problem:
-            warn(f"{problem}; left as it is, not used")
-    # The second name is for a cache that holds a damaged file: what others put there stays.
-    target = cache / (f"gan-{MNIST_FILE}" if (cache / MNIST_FILE).exists() else MNIST_FILE)
+            warn(f"{problem}; left as it is, and not used")
     reasons = []
     for mirror in MIRRORS:
         try:
             content = download(mirror + MNIST_FILE)
         except OSError as error:
-            reasons.append(f"    {mirror}: {getattr(error, 'reason', error)}")
+            reasons.append(f"    {mirror}: {error}")
             continue
+        target = ours if (cache / MNIST_FILE).exists() else cache / MNIST_FILE
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            write(target, lambda temporary: temporary.write_bytes(content))
+            write(target, lambda temporary, content=content: temporary.write_bytes(content))
         except OSError as error:
-            warn(f"MNIST was not kept for the next time: {error}")
-        return "mnist", as_images(read_gzipped_idx(io.BytesIO(content)))
+            warn(f"MNIST could not be kept for the next time: {error}")
+        pixels = np.frombuffer(gzip.decompress(content), np.uint8, offset=16)
+        return "mnist", pixels.reshape(-1, 28, 28, 1)
     rule = "!" * 78
     print(f"{rule}\nMNIST could not be downloaded:", *reasons, sep="\n")
-    print("Training on DRAWN DIGITS instead. For MNIST, put the file from any mirror into")
-    print(f"    {cache / MNIST_FILE}\nand start again.\n{rule}", flush=True)
+    print("Training on DRAWN DIGITS instead. For MNIST, put the file from any mirror at")
+    print(f"    {cache / MNIST_FILE}\nand start again.\n{rule}")
     return "digits", draw_digits(20000)
 
 
 def download(url):
-    """Return the bytes of MNIST_FILE at url. Raises OSError, also after SILENCE seconds of it."""
+    """Return the bytes of MNIST_FILE at url. Raises OSError, also after SILENCE."""
     arrived = queue.Queue()
 
-    def fetch():  # in a thread, as looking up a host's address knows no time limit
+    def fetch():  # in a thread, because looking up a host's address knows no time limit
         try:
             with urllib.request.urlopen(url, timeout=SILENCE) as response:
                 while part := response.read(2**16):
                     arrived.put(part)
             arrived.put(b"")
-        except Exception as error:  # whatever it is, the next mirror is tried
-            arrived.put(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next mirror is tried
+            arrived.put(OSError(error))
 
     threading.Thread(target=fetch, daemon=True).start()
     content = b""
     try:
-        while part := arrived.get(timeout=SILENCE):
-            if isinstance(part, Exception):
-                raise OSError(getattr(part, "reason", part))
+        while len(content) <= MNIST_BYTES and (part := arrived.get(timeout=SILENCE)):
+            if isinstance(part, OSError):
+                raise part
             content += part
-            show_progress(f"downloading MNIST: {len(content) / 9912422:4.0%} of 9.9 MB from {url}")
-            if len(content) > 9912422:
-                break
+            show_progress(f"downloading MNIST: {len(content) / MNIST_BYTES:4.0%} from {url}")
     except queue.Empty:
-        raise OSError(f"silent for {SILENCE} s") from None
+        raise OSError(f"silent for {SILENCE} seconds") from None
     finally:
         show_progress("")
     if hashlib.sha256(content).hexdigest() != MNIST_SHA256:
-        raise OSError("sent something else than MNIST")
+        raise OSError("what it sent is not MNIST")
     return content
 
 
 def draw_digits(count):
-    """Return count drawn digits, uint8 [count, 28, 28, 1], a function of SEED."""
+    """Return count digits drawn in a font, uint8 [count, 28, 28, 1]: a function of SEED."""
     random = np.random.default_rng(SEED)
-    font = ImageFont.load_default(108)  # 4 times too large, so that shrinking smooths the edges
+    font = ImageFont.load_default(108)  # four times too large: shrinking smooths the edges
     glyphs = []
     for digit in "0123456789":
-        for stroke in range(5):
-            glyph = Image.new("L", (144, 144))
-            draw = ImageDraw.Draw(glyph)
-            draw.text((72, 72), digit, 255, font, anchor="mm", stroke_width=stroke)
-            glyphs.append(glyph)
+        for thickness in range(5):
+            glyphs.append(Image.new("L", (144, 144)))
+            draw = ImageDraw.Draw(glyphs[-1])
+            draw.text((72, 72), digit, 255, font, anchor="mm", stroke_width=thickness)
     images = np.empty((count, 28, 28, 1), np.uint8)
-    for i in range(count):
+    for image in images:
         turn, slant = random.normal(0, 0.1), random.normal(0, 0.2)
-        rotation = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
-        scale = random.uniform((0.8, 0.85), (1.2, 1.1))
-        matrix = 4 * np.array([[1, slant], [0, 1]]) @ rotation / scale
+        turned = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+        matrix = 4 * np.array([[1, slant], [0, 1]]) @ turned / random.uniform(0.8, 1.15, 2)
         shift = 72 - matrix @ random.uniform(13, 15, 2)
         affine = (*matrix[0], shift[0], *matrix[1], shift[1])
         glyph = glyphs[random.integers(len(glyphs))]
         glyph = glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
-        images[i, :, :, 0] = glyph.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 0.8)))
+        image[..., 0] = glyph.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 0.8)))
     return images
 
 
 def read_file(path):
     """Return the images of an IDX (.gz or not), .npz or .npy file. Raises Problem."""
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        elif path.suffix == ".npz":
-            array = read_npz(path)
-        else:
-            array = read_idx(path)
-        return as_images(array)
+        with open(path, "rb") as file:
+            head = file.read(6)
+        if head == b"\x93NUMPY":
+            return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
+        return as_images(read_npz(path) if head[:2] == b"PK" else read_idx(path, head))
     except DAMAGED as error:
         raise Problem(f"{path} cannot be used: {error or type(error).__name__}") from None
 
 
 def read_npz(path):
-    """Return the array x_train or images of an .npz file, else its first."""
+    """Return the array x_train or images of an .npz file, else its first one."""
     with zipfile.ZipFile(path) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > LIMIT:
-            raise ValueError("it holds over 1 GB; save its images as an .npy file, which may")
+            raise ValueError("over 1 GB; save its images as an .npy file")
     with np.load(path, allow_pickle=False) as arrays:
-        for name in ("x_train", "images", *arrays):
-            if name in arrays:
-                return arrays[name]
-    raise ValueError("it holds no array")
+        names = [name for name in ("x_train", "images", *arrays) if name in arrays]
+        if not names:
+            raise ValueError("it holds no array")
+        return arrays[names[0]]
 
 
-def read_idx(path):
-    """Return the array of an IDX file, the format of MNIST (memory-mapped when not packed)."""
-    with open(path, "rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            file.seek(0)
-            return read_gzipped_idx(file)
-        file.seek(0)
-        shape = read_idx_shape(file)
-        if path.stat().st_size != file.tell() + math.prod(shape):
-            raise ValueError(f"its size does not fit its shape {shape}")
-        return np.memmap(path, np.uint8, "r", file.tell(), shape)
-
-
-def read_gzipped_idx(file):
-    """Return the array of an open .gz of an IDX file."""
-    with gzip.open(file) as unpacked:
-        shape = read_idx_shape(unpacked)
-        if math.prod(shape) > LIMIT:
-            raise ValueError("over 1 GB of pixels; unpack it")
-        content = unpacked.read(math.prod(shape) + 1)
-    if len(content) != math.prod(shape):
-        raise ValueError(f"its size does not fit its shape {shape}")
-    return np.frombuffer(content, np.uint8).reshape(shape)
-
-
-def read_idx_shape(file):
-    """Return the shape of the images in an open IDX file, and leave the file at their start."""
-    head = file.read(4)
-    if head not in (b"\0\0\x08\x03", b"\0\0\x08\x04"):  # unsigned bytes, 3 or 4 dimensions
-        raise ValueError("neither images in IDX form, nor an .npz or .npy file, nor a folder")
-    return tuple(np.frombuffer(file.read(4 * head[3]), ">u4").tolist())
+def read_idx(path, head):
+    """Return the array of an IDX file, MNIST's format; memory-mapped where it is not packed."""
+    packed = head[:2] == b"\x1f\x8b"
+    with gzip.open(path) if packed else open(path, "rb") as file:
+        head = file.read(4)
+        if head not in (b"\0\0\x08\x03", b"\0\0\x08\x04"):  # unsigned bytes in 3 or 4 dimensions
+            raise ValueError("no images in IDX, .npz or .npy form")
+        shape = tuple(np.frombuffer(file.read(4 * head[3]), ">u4").tolist())
+        size, start = math.prod(shape), 4 + 4 * head[3]
+        if packed and size <= LIMIT:
+            content = file.read(size + 1)
+            if len(content) == size:
+                return np.frombuffer(content, np.uint8).reshape(shape)
+        elif packed:
+            raise ValueError("over 1 GB; unpack it")
+        elif path.stat().st_size == start + size:
+            return np.memmap(path, np.uint8, "r", start, shape)
+    raise ValueError(f"its length does not fit its shape {shape}")
 
 
 def as_images(array):
-    """Return array [N, H, W] or [N, H, W, C] as uint8 images; other numbers are scaled to 0..255.
+    """Return array [N, H, W] or [N, H, W, C] as uint8 images, other numbers scaled to 0..255.
 
     Raises ValueError.
     """
-    if array.ndim == 3:
-        array = array[..., np.newaxis]
-    if array.ndim != 4 or array.shape[-1] not in (1, 3) or 0 in array.shape:
-        raise ValueError(f"shape {array.shape}, but images are [N, H, W], [N, H, W, 1] or [.., 3]")
+    array = array[..., np.newaxis] if array.ndim == 3 else array
+    if array.ndim != 4 or array.shape[3] not in (1, 3) or array.size == 0:
+        raise ValueError(f"its shape is {array.shape}, not [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"numbers of type {array.dtype}, but pixels are uint8")
+        raise ValueError(f"its numbers are {array.dtype}, not uint8")
     if array.size > LIMIT:
-        raise ValueError(f"over 1 GB of {array.dtype}; save the pixels as uint8")
-    parts = range(0, len(array), 1000)  # a part at a time, as the file may be larger than memory
-    low = float(min(np.min(array[i : i + 1000]) for i in parts))
-    high = float(max(np.max(array[i : i + 1000]) for i in parts))
-    if not math.isfinite(low) or not math.isfinite(high) or low == high:
+        raise ValueError(f"over 1 GB of {array.dtype}; save its pixels as uint8")
+    parts = [slice(i, i + 1000) for i in range(0, len(array), 1000)]  # as it may be a large file
+    low = float(min(array[part].min() for part in parts))
+    high = float(max(array[part].max() for part in parts))
+    if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers reach from {low} to {high}")
     images = np.empty(array.shape, np.uint8)
-    for i in parts:
-        images[i : i + 1000] = np.rint((array[i : i + 1000] - low) * (255.0 / (high - low)))
+    for part in parts:
+        images[part] = np.rint((array[part] - low) * (255 / (high - low)))
     return images
 
 
 def read_folder(folder):
-    """Return the images below folder, cropped square and resized to IMAGE_SIZE; skip bad files."""
+    """Return all images below folder as IMAGE_SIZE squares; skip bad ones. Raises Problem."""
     # os.walk follows no links to folders, so it cannot run in a circle.
-    files = (Path(root) / name for root, _, names in os.walk(folder) for name in names)
-    files = sorted(file for file in files if file.suffix.lower() in PICTURES and file.is_file())
-    if not files:
-        raise Problem(f"DATA={DATA}: no images ({' '.join(sorted(PICTURES))}) in this folder")
+    files = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+    files = sorted(f for f in files if f.suffix.lower() in PICTURES and f.is_file())
     images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
-    count, skipped = 0, []
+    count, skipped = 0, 0
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     pool = ThreadPoolExecutor()
     try:
-        for done, (file, picture) in enumerate(zip(files, pool.map(read_picture, files)), 1):
+        for file, picture in zip(files, pool.map(read_picture, files)):
             if isinstance(picture, Exception):
-                skipped.append(file)
-                if len(skipped) <= 3:
+                skipped += 1
+                if skipped <= 3:
                     warn(f"skipped {str(file)!r}: {str(picture).splitlines()[0]}")
             else:
                 images[count] = picture
                 count += 1
-            if done % 500 == 0:
-                show_progress(f"reading images: {done:,} of {len(files):,}")
-    finally:  # Ctrl-C must not wait for the files that are still to come
+            if (count + skipped) % 500 == 0:
+                show_progress(f"reading images: {count + skipped:,} of {len(files):,}")
+    finally:  # Ctrl-C does not wait for the files that are still to come
         pool.shutdown(cancel_futures=True)
-    show_progress("")
-    if len(skipped) > 3:
-        warn(f"skipped {len(skipped):,} files in all")
-    images = images[:count]
+        show_progress("")
+    if skipped > 3:
+        warn(f"skipped {skipped:,} files of {len(files):,} in all")
     if not count:
-        raise Problem(f"DATA={DATA}: none of its {len(files):,} files is a usable image")
-    grey = all(np.all(image == image[..., :1]) for image in images)
+        raise Problem(f"DATA={DATA}: no usable image ({' '.join(PICTURES)}) in this folder")
+    images = images[:count]
+    grey = all((image == image[..., :1]).all() for image in images)
     return np.ascontiguousarray(images[..., :1]) if grey else images
 
 
 def read_picture(file):
-    """Return one image as uint8 [IMAGE_SIZE, IMAGE_SIZE, 3], or the exception that it raised."""
-    size = (IMAGE_SIZE, IMAGE_SIZE)
+    """Return a file's image in RGB, cropped and resized to IMAGE_SIZE, or the exception."""
     try:
         with Image.open(file) as picture:
-            picture.draft("RGB", size)  # a large JPEG is decoded at a fraction of its size
+            picture.draft("RGB", (IMAGE_SIZE, IMAGE_SIZE))  # a large JPEG is decoded at part size
             picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith(("I", "F")):  # 16 bits or floats: Pillow would clip them
+            if picture.mode[0] in "IF":  # 16 bits or floats, which Pillow would clip
                 low, high = (0, 65535) if ";16" in picture.mode else picture.getextrema()
                 if not math.isfinite(high - low):
                     raise ValueError("its pixels are not finite")
                 values = (np.asarray(picture, np.float64) - low) / max(high - low, 1e-9)
-                picture = Image.fromarray(np.uint8(values * 255))
+                picture = Image.fromarray(np.uint8(np.rint(255 * values)))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-            return ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
+            return ImageOps.fit(picture.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
     except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return error if str(error) else OSError(type(error).__name__)
 
 
 # ------------------------------------------------------------------------------------------------
-# Pictures
+# Runs: each has its folder of pictures, figures and checkpoints, from which it can go on
 # ------------------------------------------------------------------------------------------------
-def tile(images, columns):
-    """Return a picture of images, uint8 [n, H, W, C], in rows of columns with thin gaps."""
-    _, height, width, channels = images.shape
-    gap = max(1, height // 32)
-    images = np.pad(images, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=80)
-    rows = images.reshape(-1, columns, height + gap, width + gap, channels).swapaxes(1, 2)
-    rows = rows.reshape(-1, columns * (width + gap), channels)
-    rows = np.pad(rows, ((0, gap), (0, gap), (0, 0)), constant_values=80)
-    picture = Image.fromarray(rows[..., 0] if channels == 1 else rows)
-    return ImageOps.scale(picture, max(1, 600 // picture.width), Image.Resampling.NEAREST)
-
-
-# ------------------------------------------------------------------------------------------------
-# Runs: each has its own folder, and can go on from its newest checkpoint
-# ------------------------------------------------------------------------------------------------
-CHECKPOINT_SECONDS = 600  # between checkpoints within a long epoch
+CHECKPOINT_SECONDS = 600  # between checkpoints inside a long epoch
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
-# What a resumed run cannot change: the data, and the networks' shapes and pixel range.
-FIXED = "DATA", "IMAGE_SIZE", "MODEL", "Z_SIZE", "G_HIDDEN", "D_HIDDEN", "BATCH_NORM", "OUTPUT"
-FIXED += "SEED", "PRIOR"
+HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
+ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}   {D accuracy:4.0%}"
+ROW += "  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
+# What a resumed run cannot change: its data, and the networks' shapes and range of pixels.
+FIXED = ("DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "G_HIDDEN", "D_HIDDEN", "BATCH_NORM")
+FIXED += ("OUTPUT", "PRIOR")
+
+
+COLLAPSE = (
+    "G makes nearly the same image again and again (mode collapse). Try GRADIENT_PENALTY=1, a "
+    "lower LEARNING_RATE, or PRIOR=sphere."
+)
+OVERPOWERED = (
+    "D tells nearly all fakes from real images, and G learns little from it. Try a larger "
+    "GRADIENT_PENALTY, a smaller D_HIDDEN, or SMOOTH=0.1."
+)
 
 
 def write(path, save):
-    """Have save(temporary) write a file, then rename it: a crash leaves path old or new, whole."""
+    """Have save(temporary) write a file, then rename it: a crash leaves path whole, old or new."""
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     try:
         save(temporary)
@@ -614,214 +586,214 @@ def make_folder(name):
     """Return a new folder OUT/name-NNN with the next free number."""
     out = Path(OUT)
     out.mkdir(parents=True, exist_ok=True)
-    taken = (re.fullmatch(re.escape(name) + r"-(\d+)", path.name) for path in out.iterdir())
-    number = max((int(match[1]) for match in taken if match), default=0)
-    while True:  # another run may take the same number at the same moment
+    numbers = (re.fullmatch(rf"{name}-(\d+)", path.name) for path in out.iterdir())
+    number = max((int(match[1]) for match in numbers if match), default=0)
+    while True:
         number += 1
+        folder = out / f"{name}-{number:03}"
         try:
-            folder = out / f"{name}-{number:03}"
             folder.mkdir()
             return folder
-        except FileExistsError:
+        except FileExistsError:  # another run took this number just now
             continue
 
 
 def find_run(run):
-    """Return the folder run, else that of the newest run in OUT. Raises Problem."""
-    settings = Path(run, "settings.json") if run else None
-    if run and not settings.is_file():
-        raise Problem(f"--run {run}: no run there (no settings.json)")
-    if not run:
-        files = [(path.stat().st_mtime, path) for path in Path(OUT).glob("*/settings.json")]
-        if not files:
-            raise Problem(f"no run in {OUT} yet; start one without --resume")
-        settings = max(files)[1]
-    return settings.parent
+    """Return the folder run, or that of the newest run in OUT if run is None. Raises Problem."""
+    if run:
+        if not Path(run, "settings.json").is_file():
+            raise Problem(f"--run {run}: this is no run's folder (it has no settings.json)")
+        return Path(run)
+    runs = [file for file in Path(OUT).glob("*/settings.json") if file.is_file()]
+    if not runs:
+        raise Problem(f"OUT={OUT}: no run there yet; start one with: python gan.py")
+    return max(runs, key=lambda file: file.stat().st_mtime).parent
 
 
 def save_settings(folder):
-    """Write the settings as they are to the run's settings.json."""
-    text = json.dumps({name: globals()[name] for name in SETTINGS}, indent=1)
-    write(folder / "settings.json", lambda temporary: temporary.write_text(text + "\n"))
+    """Write the settings to the run's settings.json."""
+    text = json.dumps({name: globals()[name] for name in SETTINGS}, indent=1) + "\n"
+    write(folder / "settings.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_settings(folder):
-    """Return the settings of a run's settings.json. Raises Problem."""
+    """Return the settings of the run's settings.json. Raises Problem."""
+    file = folder / "settings.json"
     try:
-        settings = json.loads((folder / "settings.json").read_text())
-        if sorted(settings) != sorted(SETTINGS):
-            odd = ", ".join(sorted(set(settings) ^ set(SETTINGS)))
-            raise ValueError(f"these names are missing or unknown: {odd}")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        odd = sorted(set(settings) ^ set(SETTINGS))
     except (OSError, ValueError, TypeError) as error:
-        raise Problem(f"{folder / 'settings.json'} cannot be used: {error}") from None
+        raise Problem(f"{file} cannot be used: {error}") from None
+    if odd:
+        raise Problem(f"{file} cannot be used: missing or unknown in it: {', '.join(odd)}")
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
 
 
 def save_checkpoint(folder, gan):
-    """Write everything that training changes to a file of checkpoint/; keep the last three."""
+    """Write all that training changes to one file in checkpoint/; keep the last three files."""
     values = [variable.numpy() for variable in gan.variables()]
     if not all(np.isfinite(value).all() for value in values):
-        raise Problem(diverged(gan), 1)
+        raise diverged(gan)
     counters = gan.epoch, gan.position, gan.step
     (folder / "checkpoint").mkdir(exist_ok=True)
-    path = folder / "checkpoint" / f"step-{gan.step:09}.npz"
-    write(path, lambda temporary: np.savez(temporary, *values, counters=counters))
-    for old in sorted(path.parent.glob("step-*.npz"))[:-3]:
+    file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
+    write(file, lambda temporary: np.savez(temporary, *values, counters=counters))
+    for old in sorted(file.parent.glob("step-*.npz"))[:-3]:
         old.unlink()
 
 
 def read_checkpoint(folder):
-    """Return (counters, values) of the run's newest readable checkpoint, or None."""
-    for path in sorted((folder / "checkpoint").glob("step-*.npz"), reverse=True):
+    """Return (counters, values) of the run's newest readable checkpoint, None without one."""
+    for file in sorted((folder / "checkpoint").glob("step-*.npz"), reverse=True):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                counters = [int(number) for number in arrays["counters"]]
-                return counters, [arrays[f"arr_{i}"] for i in range(len(arrays) - 1)]
+            with np.load(file, allow_pickle=False) as arrays:
+                values = [arrays[f"arr_{i}"] for i in range(len(arrays) - 1)]
+                return [int(number) for number in arrays["counters"]], values
         except DAMAGED as error:
-            warn(f"{path} is damaged ({error}); going back to the one before")
+            warn(f"{file} is damaged ({error}); going back to the one before")
 
 
-def restore(gan, checkpoint):
-    """Bring gan to where read_checkpoint's result was saved. Raises Problem."""
-    counters, values = checkpoint
+def restore(gan, counters, values):
+    """Bring gan to where a checkpoint was saved. Raises Problem."""
     variables = gan.variables()
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
-        raise Problem("the checkpoint does not fit the networks of the run's settings.json")
+        raise Problem("the checkpoint does not fit the networks in the run's settings.json")
     gan.epoch, gan.position, gan.step = counters
     for variable, value in zip(variables, values):
         variable.assign(value)
 
 
 def read_rows(folder, epochs):
-    """Return the rows of losses.csv up to the given epoch, as dictionaries of numbers."""
-    path = folder / "losses.csv"
+    """Return the rows of losses.csv up to that many epochs, as dictionaries of numbers."""
+    file = folder / "losses.csv"
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(file)]
-        rows = rows[:epochs]
-        if [row["epoch"] for row in rows] != list(range(1, epochs + 1)):
-            raise ValueError("epochs are missing")
-        return rows
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if epochs:
-            warn(f"{path} cannot be used ({error}); it starts anew after epoch {epochs}")
-        return []
+        with open(file, newline="", encoding="utf-8") as lines:
+            rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(lines)]
+        if [row["epoch"] for row in rows[:epochs]] == list(range(1, epochs + 1)):
+            return rows[:epochs]
+        reason = "epochs are missing"
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        reason = error
+    if epochs:
+        warn(f"{file} cannot be used ({reason}); it begins anew with epoch {epochs + 1}")
+    return []
 
 
 def write_rows(folder, rows):
-    """Write the epochs' figures to losses.csv."""
+    """Write the rows to losses.csv."""
 
     def save(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+        with open(temporary, "w", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines)
             writer.writerow(COLUMNS)
             writer.writerows([f"{row[name]:.7g}" for name in COLUMNS] for row in rows)
 
     write(folder / "losses.csv", save)
 
 
+def tile(images, columns):
+    """Return a picture of images, uint8 [n, H, W, C], in rows of columns with thin gaps."""
+    _, height, width, channels = images.shape
+    gap = max(1, height // 32)
+    images = np.pad(images, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=80)
+    rows = images.reshape(-1, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    rows = rows.reshape(-1, columns * (width + gap), channels)
+    rows = np.pad(rows, ((0, gap), (0, gap), (0, 0)), constant_values=80)
+    picture = Image.fromarray(rows[..., 0] if channels == 1 else rows)
+    return ImageOps.scale(picture, max(1, 600 // picture.width), Image.Resampling.NEAREST)
+
+
+def spread(images):
+    """Return the mean over the pixels of their standard deviation over the images."""
+    return float(np.mean(np.std(images, axis=0, dtype=np.float64)))
+
+
 def diverged(gan):
-    """Return what to tell about a loss that is no longer a number."""
-    step = int(gan.sums[0]) + 1
-    return (
-        f"training diverged at step {step:,} of epoch {gan.epoch + 1}: a loss or weight is not "
-        "finite. The last good checkpoint is kept; go on with --resume and a lower LEARNING_RATE"
+    """Return the Problem of a loss or a weight that is not finite."""
+    return Problem(
+        f"training diverged in epoch {gan.epoch + 1}, by step {gan.step:,}: a loss or weight is no "
+        "finite number; the checkpoint before is kept: --resume with a lower LEARNING_RATE",
+        status=1,
     )
 
 
 def train(gan, images, folder, signals):
-    """Train to the end of EPOCHS; return False when signals, a list, got an entry before that."""
-    noise = draw_noise(max(GRID**2, 256), -1)  # the same for every picture
-    real_spread = float(np.mean(np.std(images[:: max(1, len(images) // 1000)], axis=0)))
+    """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
+    noise = draw_noise(max(256, GRID**2), -1)  # the same for every picture
+    real_spread = spread(images[:: max(1, len(images) // 1000)])
     rows = read_rows(folder, gan.epoch)
-    complaints = set()
-
-    def save_picture(fakes):
-        picture = tile(fakes[: GRID**2], GRID)
-        write(folder / f"epoch-{gan.epoch:03}.png", picture.save)
-
-    if not gan.step:
-        save_picture(gan.generate(noise))
-    print(" epoch   D loss   G loss   D(x) D(G(z))  D acc  spread   images/s  seconds", flush=True)
+    said = {}
+    if gan.step == 0:
+        write(folder / "epoch-000.png", tile(gan.generate(noise)[: GRID**2], GRID).save)
+    print(HEADER)
     while gan.epoch < EPOCHS:
-        began, position = time.monotonic(), gan.position
         if not train_epoch(gan, images, folder, signals):
             return False
         fakes = gan.generate(noise)
-        steps, *means = (gan.sums / gan.sums[0]).numpy()
-        row = dict(zip(METRICS, means), epoch=gan.epoch + 1)
-        row["spread"] = float(np.mean(np.std(fakes, axis=0))) / max(real_spread, 1e-9)
-        row["seconds"] = time.monotonic() - began
-        row["images/s"] = (gan.position - position) / gan.seconds
+        iterations = gan.position // (D_STEPS * BATCH_SIZE)
+        row = dict(zip(METRICS, gan.sums.numpy() / iterations), epoch=gan.epoch + 1)
+        row["spread"] = spread(fakes) / max(real_spread, 1e-9)
+        row["images/s"], row["seconds"] = gan.speed, time.monotonic() - gan.began
+        rows.append(row)
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.sums.assign(tf.zeros_like(gan.sums))
-        save_picture(fakes)
-        rows.append(row)
+        # The checkpoint comes last: after a crash before it, the epoch is done once more.
+        write(folder / f"epoch-{gan.epoch:03}.png", tile(fakes[: GRID**2], GRID).save)
         write_rows(folder, rows)
+        write(folder / "generator.keras", gan.average.save)
         save_checkpoint(folder, gan)
         show_progress("")
-        print(
-            "{epoch:4}/{0:<4} {d_loss:6.3f}  {g_loss:7.3f}  {D(x):5.3f}  {D(G(z)):6.3f}"
-            "  {D accuracy:4.0%}  {spread:6.2f}  {images/s:9,.0f}  {seconds:7.1f}".format(
-                EPOCHS, **row
-            ),
-            flush=True,
-        )
-        complaints = complain(row, complaints)
+        print(ROW.format(EPOCHS, **row))
+        said = explain(row, said)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
-            print(f"EARLY_STOP: D(G(z)) = {row['D(G(z))']:.3f} is in {EARLY_STOP}")
-            break
-        if signals:
-            return gan.epoch == EPOCHS
+            print(f"EARLY_STOP: D(G(z)) lies between {EARLY_STOP[0]} and {EARLY_STOP[1]}.")
+            return True
+        if signals and gan.epoch < EPOCHS:
+            return False
     return True
 
 
 def train_epoch(gan, images, folder, signals):
-    """Train on the rest of gan's epoch; return False when a signal stopped it before its end."""
+    """Train on the rest of an epoch; return False if signals stopped it before its end."""
     order = np.random.default_rng((SEED, gan.epoch)).permutation(len(images))
     iteration = D_STEPS * BATCH_SIZE  # images
-    largest = max(1, min(100, 2**26 // (iteration * images[0].nbytes)))  # at most 64 MB at once
-    saved, gan.seconds, steps = time.monotonic(), 1e-9, 1
-    while steps := min(steps, (len(images) - gan.position) // iteration):
-        began = time.monotonic()
-        chosen = order[gan.position : gan.position + steps * iteration]
-        batches = images[chosen].reshape(steps, D_STEPS, BATCH_SIZE, *images.shape[1:])
+    most = max(1, min(100, 2**26 // (iteration * images[0].nbytes)))  # iterations in 64 MB
+    gan.began = saved = time.monotonic()
+    trained, seconds, n = 0, 1e-9, 1
+    while n := min(n, (len(images) - gan.position) // iteration):
+        started = time.monotonic()
+        chosen = order[gan.position : gan.position + n * iteration]
+        batches = images[chosen].reshape(n, D_STEPS, BATCH_SIZE, *images.shape[1:])
         gan.train(batches, gan.step, gan.epoch * len(images) + gan.position)
-        gan.step += steps
-        gan.position += len(chosen)
+        gan.step += n
+        gan.position += n * iteration
         if not np.isfinite(gan.sums.numpy()).all():
-            raise Problem(diverged(gan), 1)
+            raise diverged(gan)
         now = time.monotonic()
-        gan.seconds += now - began
-        unfinished = gan.position + iteration <= len(images)
-        if unfinished and (signals or now - saved > CHECKPOINT_SECONDS):
+        trained, seconds = trained + n * iteration, seconds + now - started
+        more = gan.position + iteration <= len(images)
+        if more and (signals or now - saved > CHECKPOINT_SECONDS):
             save_checkpoint(folder, gan)
             saved = now
             if signals:
                 return False
         done = gan.position / len(images)
         bar = "#" * round(30 * done)
-        show_progress(f" {gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {done:4.0%}")
-        # Half a second of work: long enough to be fast, short enough to answer Ctrl-C.
-        steps = max(1, min(largest, int(steps * 0.5 / (now - began))))
+        show_progress(
+            f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {trained / seconds:,.0f} images/s"
+        )
+        # Half a second of work at a time keeps the overhead low and Ctrl-C quick.
+        n = max(1, min(most, int(0.5 * n / (now - started))))
+    gan.speed = trained / seconds
     return True
 
 
-def complain(row, before):
-    """Say in plain words what an epoch's figures show to go wrong, once; return what was said."""
-    now = set()
-    if row["spread"] < 0.5:
-        now.add(
-            "The generator makes nearly the same image again and again (mode collapse): try "
-            "GRADIENT_PENALTY=1, a lower LEARNING_RATE, or PRIOR=sphere."
-        )
-    if row["D accuracy"] > 0.99:
-        now.add(
-            "The discriminator tells nearly every fake, so the generator learns little: try "
-            "a larger GRADIENT_PENALTY, a smaller D_HIDDEN, or SMOOTH=0.1."
-        )
-    for text in sorted(now - before):
-        print(textwrap.fill(text, 78, initial_indent="  ! ", subsequent_indent="    "), flush=True)
+def explain(row, said):
+    """Say in plain words what goes wrong by an epoch's row, once; return what has been said."""
+    now = {COLLAPSE: row["spread"] < 0.5, OVERPOWERED: row["D accuracy"] > 0.99}
+    for text, true in now.items():
+        if true and not said.get(text):
+            print(textwrap.fill(text, 78, initial_indent="   ! ", subsequent_indent="     "))
     return now
 
 
@@ -829,191 +801,184 @@ def complain(row, before):
 # Command line
 # ------------------------------------------------------------------------------------------------
 def settings_block():
-    """Return the lines of this file that set the settings, for --help and for error messages."""
+    """Return the lines at the top of this file that set the settings."""
     source = Path(__file__).read_text(encoding="utf-8")
     return source.partition("# fmt: off\n")[2].partition("# fmt: on\n")[0]
 
 
-def check_settings(settings):
-    """Raise Problem for the first setting that is unknown, or not of a type and range it accepts."""
+# fmt: off
+CHOICES = {
+    "MODEL": ("mlp",), "OUTPUT": ("tanh", "sigmoid"), "LOSS": ("non-saturating", "minimax"),
+    "ACTIVATION": ("leaky_relu", "relu", "tanh"), "PRIOR": ("normal", "sphere"),
+    "EARLY_STOP": (None,), "BATCH_NORM": (True, False), "LR_DECAY": (True, False),
+}
+RANGES = {  # of whole numbers where the limits are, else of any
+    "IMAGE_SIZE": (2, 1024), "Z_SIZE": (1, 2**16), "G_HIDDEN": (1, 2**16), "D_HIDDEN": (1, 2**16),
+    "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
+    "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
+    "LEARNING_RATE": (1e-12, 1e12), "BETA_1": (0.0, 1 - 1e-9), "BETA_2": (0.0, 1 - 1e-9),
+    "D_STEPS": (1, 100), "G_STEPS": (1, 100), "EMA": (0.0, 1 - 1e-9), "GRID": (1, 64),
+    "SEED": (0, 2**31 - 1),
+}
+# fmt: on
 
-    def whole(low, high):
-        return lambda value: type(value) is int and low <= value <= high
 
-    def number(low, high):
-        return lambda value: type(value) in (int, float) and low <= value <= high
-
-    def pair(value):
-        return type(value) is tuple and len(value) == 2 and all(map(number(-1e6, 1e6), value))
-
-    def ascending(value):
-        return pair(value) and value[0] < value[1]
-
-    def widths(value):
-        numbers = value if type(value) is tuple and value else (value,)
-        return all(map(whole(1, 65536), numbers))
-
-    def text(value):
+def accepts(name, value):
+    """Return whether the setting of that name can have that value."""
+    if name in ("DATA", "OUT"):
         return type(value) is str and value.strip() != "" and "\0" not in value
+    if name in CHOICES and (type(value) is not tuple or name not in ("PRIOR", "EARLY_STOP")):
+        return value in CHOICES[name]
+    low, high = RANGES.get(name, (-1e6, 1e6))
+    kinds = (int,) if type(low) is int else (int, float)
+    values = value if type(value) is tuple else (value,)
+    if not values or not all(type(v) in kinds and low <= v <= high for v in values):
+        return False
+    if name in CHOICES:  # an interval
+        return len(values) == 2 and values[0] < values[1]
+    return type(value) is not tuple or name in ("G_HIDDEN", "D_HIDDEN")
 
-    def one_of(*values):
-        return lambda value: any(value is known or value == known for known in values)
 
-    accepts = {
-        "DATA": text, "OUT": text, "IMAGE_SIZE": whole(2, 1024), "MODEL": one_of("mlp"),
-        "Z_SIZE": whole(1, 65536), "G_HIDDEN": widths, "D_HIDDEN": widths,
-        "PRIOR": lambda value: value in ("normal", "sphere") or ascending(value),
-        "ACTIVATION": one_of("leaky_relu", "relu", "tanh"), "LEAK": number(0, 1),
-        "OUTPUT": one_of("tanh", "sigmoid"), "BATCH_NORM": lambda value: type(value) is bool,
-        "LOSS": one_of("non-saturating", "minimax"), "SMOOTH": number(0, 0.5),
-        "GRADIENT_PENALTY": number(0, 1e6), "EPOCHS": whole(1, 10**6),
-        "BATCH_SIZE": whole(2, 10**6), "LEARNING_RATE": number(1e-12, 1e12),
-        "LR_DECAY": lambda value: type(value) is bool,
-        "BETA_1": number(0, 1 - 1e-9), "BETA_2": number(0, 1 - 1e-9), "EMA": number(0, 1 - 1e-9),
-        "D_STEPS": whole(1, 100), "G_STEPS": whole(1, 100),
-        "EARLY_STOP": lambda value: value is None or ascending(value),
-        "GRID": whole(1, 64), "SEED": whole(0, 2**31 - 1),
-    }  # fmt: skip
+def check_settings(settings):
+    """Raise Problem for a setting that is unknown, or of a value that it does not accept."""
     for name, value in settings.items():
-        if name not in accepts:
+        if name not in SETTINGS:
             near = difflib.get_close_matches(name.upper(), SETTINGS, 1)
-            hint = f"; did you mean {near[0]}?" if near else "; --help lists the settings"
-            raise Problem(f"{name} is no setting{hint}")
-        if not accepts[name](value):
-            lines = re.search(rf"^{name} .*?#(.*(?:\n  .*)*)", settings_block(), re.M)[1]
-            comment = " ".join(lines.replace("#", " ").split())
-            raise Problem(f"{name}={value!r} is not allowed; it is: {comment}"[:400])
+            raise Problem(f"no setting {name}; {f'is {near[0]} meant?' if near else 'see --help'}")
+        if not accepts(name, value):
+            comment = re.search(rf"^{name} = .*?  # (.*)$", settings_block(), re.MULTILINE)[1]
+            raise Problem(f"{name}={str(value)[:99]} will not do; {name} is: {comment}")
 
 
 def parse_setting(argument):
-    """Return (name, value) of an argument NAME=value; the value is a literal, else plain text."""
-    name, equals, text = argument.partition("=")
+    """Return (name, value) of NAME=value, whose value is a literal or else a text."""
+    name, equals, value = argument.partition("=")
     if not equals:
         raise Problem(f"{argument!r} is neither an option nor NAME=value; see --help")
+    if name in ("DATA", "OUT"):
+        return name, value.strip("'\"")
     try:
-        value = ast.literal_eval(text.strip())
-        if name in ("DATA", "OUT") and type(value) is not str:
-            value = text  # a file may be named 7
+        return name, ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text
-    return name.strip(), value
+        return name, value
 
 
-def resumed_settings(folder, changes):
-    """Return the run's settings with the changes. Raises Problem for one that cannot change."""
+def open_run(folder, changes):
+    """Set the settings to the run's, with the changes. Raises Problem for one it cannot take."""
     settings = read_settings(folder)
-    for name in set(changes) & set(FIXED):
-        if changes[name] != settings[name]:
+    for name in FIXED:
+        if changes.get(name, settings[name]) != settings[name]:
             raise Problem(
-                f"{name}={changes[name]!r}: the run has {name}={settings[name]!r}, which a resumed "
-                "run cannot change; start a new run without --resume"
+                f"{name}={changes[name]!r} cannot be changed in a run that was started with "
+                f"{name}={settings[name]!r}; start a new run, without --resume"
             )
-    return settings | changes | {"OUT": str(folder.parent)}
+    settings |= changes | {"OUT": str(folder.parent)}
+    check_settings(settings)
+    globals().update(settings)
+    for leftover in (*folder.glob("tmp-*"), *folder.glob("checkpoint/tmp-*")):
+        leftover.unlink()  # of a process that was killed while it wrote
 
 
-def command(folder, *more):
-    """Return the command that goes on with the run."""
-    folder = f'"{folder}"' if " " in str(folder) else folder
-    return " ".join(("python gan.py --resume --run", str(folder), *more))
-
-
-def describe(gan, images, name, folder):
-    """Print what is about to be trained, on what."""
+def describe(name, images, gan, folder):
+    """Print what is going to be trained, on what."""
     count, height, width, channels = images.shape
-    print(
-        f"data           {name}: {count:,} images, {width} x {height}, {'grey' if channels == 1 else 'RGB'}"
-    )
-    for network in (gan.generator, gan.discriminator):
-        print(f"{network.name:14} {network.count_params():,} parameters")
+    kind = "grey" if channels == 1 else "RGB"
     gpus = len(tf.config.list_logical_devices("GPU"))
+    print(f"data           {name}: {count:,} {kind} images, {width} x {height}")
+    for network in (gan.generator, gan.discriminator):
+        sizes = [math.prod(network.input_shape[1:])]
+        sizes += [layer.units for layer in network.layers if hasattr(layer, "units")]
+        units, parameters = "-".join(map(str, sizes)), network.count_params()
+        print(f"{network.name:14} {units}: {parameters:,} parameters")
     print(f"device         {f'{gpus} GPU' if gpus else f'CPU, {os.cpu_count()} cores'}")
-    print(f"run folder     {folder}\n", flush=True)
+    print(f"run            {folder}\n")
 
 
-def run(options, changes, signals):
-    """Train a new run, or go on with one; return the exit status."""
-    checkpoint = None
+def resume_command(folder, *settings):
+    """Return the command that goes on with the run in folder."""
+    folder = f'"{folder}"' if " " in str(folder) else str(folder)
+    return " ".join(("python gan.py --resume --run", folder, *settings))
+
+
+def run(resume, run_folder, changes, signals):
+    """Train a new run or go on with one; return the exit status. Raises Problem."""
     check_settings(changes)
-    if options.resume:
-        folder = find_run(options.run)
-        settings = resumed_settings(folder, changes)
-        check_settings(settings)
-        globals().update(settings)
-        for leftover in [*folder.glob("tmp-*"), *folder.glob("checkpoint/tmp-*")]:
-            leftover.unlink()  # of a run that was killed while it wrote
+    folder, checkpoint = None, None
+    if resume:
+        folder = find_run(run_folder)
+        open_run(folder, changes)
         checkpoint = read_checkpoint(folder)
         if checkpoint and checkpoint[0][0] >= EPOCHS:
-            print(f"{folder} has finished its {EPOCHS} epochs; to train longer:")
-            print(f"    {command(folder, f'EPOCHS={2 * EPOCHS}')}")
+            print(f"{folder} has finished its {EPOCHS} epochs. To train it longer:")
+            print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
             return 0
     else:
         globals().update(changes)
         check_settings({name: globals()[name] for name in SETTINGS})
+
     name, images = load_images()
     if len(images) < BATCH_SIZE * D_STEPS:
-        size = "BATCH_SIZE" if D_STEPS == 1 else "BATCH_SIZE x D_STEPS"
-        raise Problem(
-            f"DATA={DATA} has {len(images)} images, fewer than {size} = {BATCH_SIZE * D_STEPS}"
-        )
+        need = f"BATCH_SIZE={BATCH_SIZE}" + (f" times D_STEPS={D_STEPS}" if D_STEPS > 1 else "")
+        raise Problem(f"DATA={DATA} has only {len(images)} images, but {need}")
     gan = GAN(images)
     if checkpoint:
-        restore(gan, checkpoint)
-    if not options.resume:
+        restore(gan, *checkpoint)
+    if not resume:
         folder = make_folder(name)
-        if name == "digits":  # perhaps in place of MNIST: a resumed run needs the same
-            globals().update(DATA=name)
+        if name == "digits" and DATA == "mnist":
+            globals().update(DATA=name)  # a resumed run needs the same data, network or not
     save_settings(folder)
-    describe(gan, images, name, folder)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # The first one ends training after the chunk at hand, a second one ends it at once.
-        signal.signal(number, lambda n, _: (signals.append(n), signal.signal(n, signal.SIG_DFL)))
+    describe(name, images, gan, folder)
+
+    def stop(number, _):  # training ends after the chunk at hand, or at a second signal at once
+        signals.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     began = time.monotonic()
-    finished = train(gan, images, folder, signals)
-    if not finished:
-        print(f"\nStopped. Go on with: {command(folder)}")
-        return 128 + signals[0]
-    write(folder / "generator.keras", gan.average.save)
-    print(
-        f"\nDone in {time.monotonic() - began:.0f} s. The pictures are in {folder}. To train longer:"
-    )
-    print(f"    {command(folder, f'EPOCHS={2 * EPOCHS}')}")
-    return 0
-
-
-def main():
-    """Run the command line and return its exit status: 2 for bad input, 1 for what broke."""
-    parser = argparse.ArgumentParser(
-        usage="python gan.py [NAME=value ...] [--resume] [--run FOLDER]",
-        description="Train a GAN; look at the pictures in the run's folder.",
-        epilog="settings, as at the top of gan.py; change one with NAME=value:\n\n"
-        + settings_block(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("settings", nargs="*", metavar="NAME=value", help="a setting for this run")
-    parser.add_argument("--resume", action="store_true", help="go on with a run where it stopped")
-    parser.add_argument("--run", metavar="FOLDER", help="the run; default: the newest one")
-    signals = []
-    try:
-        parser.error = lambda message: sys.exit(fail(f"{message}; see --help", 2))
-        options = parser.parse_intermixed_args()
-        return run(options, dict(map(parse_setting, options.settings)), signals)
-    except Problem as problem:
-        return fail(problem, problem.status)
-    except tf.errors.ResourceExhaustedError:
-        return fail("out of memory: try a smaller BATCH_SIZE, G_HIDDEN or D_HIDDEN", 1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return fail(
-            f"{where}{error.strerror or error}; what was saved before is whole: --resume", 1
-        )
-    except KeyboardInterrupt:
-        return fail("stopped before training", 130)
+    if train(gan, images, folder, signals):
+        print(f"\nDone in {time.monotonic() - began:.0f} s: see {folder}. To train longer:")
+        print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
+        return 0
+    show_progress("")
+    print(f"\nStopped; nothing is lost. To go on:\n    {resume_command(folder)}")
+    return 128 + signals[0]
 
 
 def fail(message, status):
     """Print one line to stderr; return the exit status."""
-    print(f"gan.py: {message}", file=sys.stderr, flush=True)
+    print(f"gan.py: {message}", file=sys.stderr)
     return status
+
+
+def main():
+    """Run the command line; return its exit status: 2 for bad input, 1 for what broke later."""
+    sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    parser = argparse.ArgumentParser(
+        usage="python gan.py [NAME=value ...] [--resume] [--run FOLDER]",
+        description="Trains a GAN; look at the pictures that it saves after each epoch.",
+        epilog="settings, with their defaults, for NAME=value:\n\n" + settings_block(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("settings", nargs="*", metavar="NAME=value", help="a setting of this run")
+    parser.add_argument("--resume", action="store_true", help="go on with a run where it stopped")
+    parser.add_argument("--run", metavar="FOLDER", help="the run (default: the newest one)")
+    parser.error = lambda message: sys.exit(fail(f"{message}; see --help", 2))
+    options = parser.parse_intermixed_args()
+    try:
+        changes = dict(map(parse_setting, options.settings))
+        return run(options.resume, options.run, changes, [])
+    except Problem as problem:
+        return fail(problem, problem.status)
+    except tf.errors.ResourceExhaustedError:
+        return fail("out of memory; try a smaller BATCH_SIZE or smaller networks", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}; what was saved before is whole", 1)
+    except KeyboardInterrupt:
+        return fail("stopped before training", 130)
 
 
 if __name__ == "__main__":

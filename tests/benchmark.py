@@ -1,0 +1,462 @@
+"""Measure gan.py: how fast it trains, what it costs beside that, and how good its digits are.
+
+    python tests/benchmark.py speed                 training steps against NumPy's matmul
+    python tests/benchmark.py overhead EPOCHS=3     a whole run: start, pictures, files, memory
+    python tests/benchmark.py bigfile               memory while training 20 s on a 4 GB file
+    python tests/benchmark.py quality --udacity     the reference for quality's ratio, once
+    python tests/benchmark.py quality --seeds 10    FID and more on MNIST, for 10 seeds
+
+MNIST with labels is the folder GAN_MNIST of the four IDX .gz files, else Keras' mnist.npz.
+"""
+
+import argparse
+import csv
+import gzip
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+
+def seed_list(text):
+    """Return the seeds of "3,5,8", or of "4": 0 to 3."""
+    return [int(x) for x in text.strip(",").split(",")] if "," in text else range(int(text) or 1)
+
+
+def command_line():
+    """Return the parsed command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    subs = {name: commands.add_parser(name) for name in ("speed", "overhead", "bigfile", "quality")}
+    for name in ("speed", "overhead", "quality"):
+        subs[name].add_argument("settings", nargs="*", metavar="NAME=value", help="as for gan.py")
+    add = subs["speed"].add_argument
+    add("--cores", type=int, default=1, help="number of cores to pin to (default: 1)")
+    add = subs["overhead"].add_argument
+    add("--epochs-flat", type=int, metavar="N", help="do N epochs; does the memory stay flat?")
+    add = subs["quality"].add_argument
+    add("--seeds", type=seed_list, default="3", help="a list as 3,5,8 or a number (default: 3)")
+    add("--udacity", action="store_true", help="take Udacity's settings and keep their FID")
+    add("--samples-out", metavar="FILE.png", help="picture of 100 images of the first seed")
+    return parser.parse_args()
+
+
+def pin(cores):
+    """Keep this process to so many cores."""
+    for library in ("OMP_NUM", "OPENBLAS_NUM", "VECLIB_MAXIMUM", "TF_NUM_INTRAOP"):
+        os.environ[f"{library}_THREADS"] = str(cores)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+        print(f"pinned to {len(os.sched_getaffinity(0))} cores")
+    else:
+        print(f"{cores} threads; this system cannot pin them to cores")
+
+
+if __name__ == "__main__":
+    options = command_line()
+    if options.command == "speed":
+        pin(options.cores)  # before the imports below, which start NumPy's and TensorFlow's threads
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for gan.py's process
+
+import numpy as np
+
+import gan
+
+keras = gan.keras
+
+
+def parse(arguments, *forbidden):
+    """Return the settings of NAME=value arguments. Raises gan.Problem."""
+    settings = dict(map(gan.parse_setting, arguments))
+    gan.check_settings(settings)
+    for name in {"OUT", *forbidden} & set(settings):
+        raise gan.Problem(f"{name} cannot be set here")
+    return settings
+
+
+# Speed: training steps of GAN.train on random images.
+
+
+def multiplications(z, g_hidden, d_hidden, pixels, penalty):
+    """Return the multiplications per image of the matrix products in GAN.train_step.
+
+    For one hidden layer each and D_STEPS = G_STEPS = 1. With g = Z Hg + Hg P and d = P Hd + Hd
+    weights, D's update takes, for real and for fake images, d forward, d backward to the weights
+    and Hd backward to the hidden layer: 2 (2 d + Hd). The penalty adds, for both again, d backward
+    to the image and twice that for the way back through it, less the Hd to logits that are not
+    needed: 2 (3 d - Hd). G's update takes g forward (D's update uses the same fakes), d forward
+    and d backward through D, then g backward to G's weights and Hg P to its hidden layer.
+
+        without penalty   2 g + Hg P + 6 d + 2 Hd
+        with penalty      2 g + Hg P + 12 d
+    """
+    g, d = z * g_hidden + g_hidden * pixels, pixels * d_hidden + d_hidden
+    return 2 * g + g_hidden * pixels + (12 * d if penalty else 6 * d + 2 * d_hidden)
+
+
+def median_seconds(function, repeats):
+    """Return the median time of a call; a first one is not counted, as it may trace."""
+    times = [time.perf_counter()]
+    for _ in range(1 + repeats):
+        function()
+        times.append(time.perf_counter())
+    return np.median(np.diff(times)[1:])
+
+
+def speed(options):
+    """Print a row for each size of network, batch and penalty; a setting holds for all rows."""
+    settings = parse(options.settings, "DATA", "D_STEPS", "G_STEPS")
+    rows = []
+    for (g, d), batch, penalty in itertools.product(
+        ((128, 128), (512, 256), (1024, 512)), (100, 200), (0, 0.3)
+    ):
+        row = {"G_HIDDEN": g, "D_HIDDEN": d, "BATCH_SIZE": batch, "GRADIENT_PENALTY": penalty}
+        row |= settings
+        if type(row["G_HIDDEN"]) is tuple or type(row["D_HIDDEN"]) is tuple:
+            raise gan.Problem("speed counts the work of networks with one hidden layer only")
+        rows += [row] if row not in rows else []
+    images = np.random.default_rng(0).integers(0, 256, (10000, 28, 28, 1), np.uint8)
+    square = np.random.default_rng(0).random((1024, 1024), np.float32)
+    print("G_HIDDEN  D_HIDDEN  batch  penalty   images/s  GFLOP/s  NumPy's  ratio", flush=True)
+    for row in rows:
+        numpy = 2 * 1024**3 / median_seconds(lambda: square @ square, 25) / 1e9
+        keras.backend.clear_session()
+        vars(gan).update(row)
+        model, size = gan.GAN(images), 100 * gan.BATCH_SIZE
+        batches = np.resize(images, (100, 1, gan.BATCH_SIZE, 28, 28, 1))
+        rate = size / median_seconds(lambda: model.train(batches, 0, 0) or model.sums.numpy(), 7)  # noqa: B023
+        sizes = gan.Z_SIZE, gan.G_HIDDEN, gan.D_HIDDEN, 784, gan.GRADIENT_PENALTY
+        gflops = 2 * multiplications(*sizes) * rate / 1e9
+        print(
+            "{G_HIDDEN:8}  {D_HIDDEN:8}  {BATCH_SIZE:5}  {GRADIENT_PENALTY:7}".format(**row)
+            + f"  {rate:9,.0f}  {gflops:7.1f}  {numpy:7.1f}  {gflops / numpy:5.2f}",
+            flush=True,
+        )
+    peak = rss(resource.RUSAGE_SELF) if resource else float("nan")
+    print(f"peak memory of this process, over all rows: {peak:,.0f} MB")
+
+
+# Overhead and big files: runs of gan.py in a process of their own.
+
+
+def rss(who):
+    """Return the peak memory of this process or its children in MB; macOS counts it in bytes."""
+    return resource.getrusage(who).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def memory(pid):
+    """Return the memory figures of /proc/PID/status in MB by name, {} where there is none."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return {}
+    return {name: int(kb) / 1024 for name, kb in re.findall(r"(\w+):\s+(\d+) kB", status)}
+
+
+@contextmanager
+def training(*arguments):
+    """Start gan.py with its run in a temporary folder; yield (process, folder), end both after."""
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "log"), "w") as log:
+        command = [sys.executable, ROOT / "gan.py", *arguments, f"OUT={folder}"]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            yield process, Path(folder)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def finish(process, folder, status=0):
+    """Wait for the process, return its run's folder. Raises gan.Problem for another status."""
+    if process.wait() != status:
+        text = (folder / "log").read_text().strip()
+        raise gan.Problem(f"gan.py ended with status {process.returncode}:\n{text[-500:]}", 1)
+    return next(folder.glob("*/settings.json")).parent
+
+
+def columns(run):
+    """Return the columns of a run's losses.csv by name."""
+    with open(run / "losses.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+def overhead(options):
+    """Print where the time and the memory of one run go."""
+    arguments = options.settings + [f"EPOCHS={options.epochs_flat}"] * bool(options.epochs_flat)
+    if "DATA" not in parse(options.settings):
+        arguments.append(f"DATA={os.environ.get('GAN_MNIST') or 'mnist'}")
+    began = time.time()
+    command = [sys.executable, "-c", "import tensorflow"]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    bare = time.time() - began
+    peak, at_epochs, changed, began = 0, [], 0, time.time()
+    with training(*arguments) as (process, folder):
+        while process.poll() is None:
+            now = memory(process.pid)
+            peak = max(peak, now.get("VmHWM", 0))
+            for file in folder.glob("*/losses.csv") if "VmRSS" in now else ():
+                if changed != (changed := file.stat().st_mtime_ns):
+                    at_epochs.append(now["VmRSS"])
+            time.sleep(0.01)
+        total, run = time.time() - began, finish(process, folder)
+        first, saved = (
+            (run / name).stat().st_mtime - began for name in ("epoch-000.png", "generator.keras")
+        )
+        count = re.search(r"([\d,]+) images", (folder / "log").read_text())[1].replace(",", "")
+        rates, used = columns(run)["images/s"], gan.read_settings(run)
+    iteration = used["BATCH_SIZE"] * used["D_STEPS"]
+    seconds = int(count) // iteration * iteration / rates
+    pure = seconds.sum()
+    print(f"first picture        {first:8.2f} s   (python -c 'import tensorflow': {bare:.2f} s)")
+    print(f"training             {pure:8.2f} s   epochs: {len(seconds)}")
+    if len(seconds) > 1:
+        tracing = seconds[0] - np.median(seconds[1:])
+        print(f"  of it tracing      {tracing:8.2f} s   epoch 1 less the median of the others")
+    rest = saved - first - pure
+    print(f"pictures, files, ... {rest:8.2f} s   {rest / pure:.1%} of training")
+    print(f"total                {total:8.2f} s")
+    peak = peak or (rss(resource.RUSAGE_CHILDREN) if resource else float("nan"))
+    print(f"peak memory          {peak:8,.0f} MB")
+    if not at_epochs:
+        print("memory at the epochs' ends: not known, as there is no /proc here")
+    elif options.epochs_flat:
+        tenth = max(1, len(at_epochs) // 10)
+        start, end = np.median(at_epochs[:tenth]), np.median(at_epochs[-tenth:])
+        print(
+            f"memory at {len(at_epochs)} epochs' ends, median of the first tenth: {start:,.1f} MB,"
+        )
+        print(f"    of the last tenth: {end:,.1f} MB ({end - start:+,.1f} MB)")
+
+
+def bigfile(_):
+    """Print the peak memory, split by kind, of a run on a file of 4 GB."""
+    if not memory(os.getpid()):
+        raise gan.Problem("bigfile reads the memory from /proc, which is missing here", 1)
+    peaks, began = dict.fromkeys(("VmRSS", "RssAnon", "RssFile", "RssShmem"), 0), None
+    with tempfile.TemporaryDirectory() as room:
+        path, shape = Path(room, "big.npy"), (2**32 // 784, 28, 28, 1)
+        np.lib.format.open_memmap(path, "w+", np.uint8, shape)  # sparse: takes no room on the disk
+        with training(f"DATA={path}", "EPOCHS=1") as (process, folder):
+            while process.poll() is None and not (began and time.monotonic() - began > 20):
+                if not began and any(folder.glob("*/epoch-000.png")):
+                    began = time.monotonic()
+                now = memory(process.pid)
+                peaks = {name: max(peak, now.get(name, 0)) for name, peak in peaks.items()}
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            stop = time.monotonic()
+            run = finish(process, folder, 128 + signal.SIGINT)
+            stop = time.monotonic() - stop
+            steps = max((run / "checkpoint").glob("step-*.npz")).stem.partition("-")[2]
+    print(f"{int(steps):,} iterations on {shape[0]:,} images; stopped {stop:.1f} s after SIGINT")
+    print("peak memory  " + "  ".join(f"{name} {peak:,.0f} MB" for name, peak in peaks.items()))
+    print("RssFile is the system's cache of the file; it shrinks when memory is short")
+
+
+# Quality: generated digits against MNIST's test images.
+
+UDACITY = """Z_SIZE=100 PRIOR=-1,1 G_HIDDEN=128 D_HIDDEN=128 LEAK=0.01 SMOOTH=0.1
+LEARNING_RATE=0.002 BETA_1=0.9 BETA_2=0.999 BATCH_SIZE=100 EPOCHS=100 GRADIENT_PENALTY=0 EMA=0
+LR_DECAY=False OUTPUT=tanh"""
+
+
+def squared_distances(a, b):
+    """Return the squared distances [len(a), len(b)] of all rows."""
+    return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0)
+
+
+def frechet(a, b):
+    """Return the Frechet distance of the Gaussians fitted to rows a and b (Heusel 2017)."""
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    # cov_a cov_b has the eigenvalues of root cov_b root, which is symmetric.
+    values = np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)
+    gap = a.mean(0) - b.mean(0)
+    return gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(values).sum()
+
+
+def parzen(samples, validation, test):
+    """Return (mean log-likelihood of test, sigma) with Gaussians at samples (Goodfellow 2014).
+
+    All are rows in [0, 1]; sigma is the one of a grid that suits validation best.
+    """
+
+    def mean_log(squares, sigma):
+        exponents = -squares / (2 * sigma**2)
+        top = exponents.max(1, keepdims=True)  # factored out, as all others may vanish
+        logs = np.log(np.exp(exponents - top).mean(1)) + top[:, 0]
+        return logs.mean() - samples.shape[1] / 2 * np.log(2 * np.pi * sigma**2)
+
+    squares = squared_distances(validation, samples)
+    sigma = max(np.geomspace(0.1, 0.4, 29), key=lambda s: mean_log(squares, s))
+    parts = np.array_split(test, max(1, len(test) // 500))
+    logs = [mean_log(squared_distances(part, samples), sigma) for part in parts]
+    return np.average(logs, weights=[len(part) for part in parts]), sigma
+
+
+def precision_recall(real, fake, k=3, chunk=500):
+    """Return the share of fakes among the reals and of reals among the fakes (Kynkaanniemi 2019).
+
+    A row is among others when it is as near to one of them as that one's k-th neighbour.
+    """
+
+    def share_among(rows, others):
+        found = np.zeros(len(rows), bool)
+        for i in range(0, len(others), chunk):
+            part = others[i : i + chunk]
+            radii = np.partition(squared_distances(part, others), k)[:, k]  # the 0-th is itself
+            found |= (squared_distances(rows, part) <= radii).any(1)
+        return found.mean()
+
+    return share_among(fake, real), share_among(real, fake)
+
+
+def labelled_mnist():
+    """Return training images, their labels, test images, their labels. Raises gan.Problem."""
+    folder = os.environ.get("GAN_MNIST")
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    path, parts = Path(folder or Path(home, "datasets", "mnist.npz")).expanduser(), []
+    try:
+        if not folder:
+            with np.load(path) as arrays:
+                xs, ys = ((arrays[f"{name}_train"], arrays[f"{name}_test"]) for name in "xy")
+            return gan.as_images(xs[0]), ys[0], gan.as_images(xs[1]), ys[1]
+        for name in ("train", "t10k"):
+            parts.append(gan.read_file(path / f"{name}-images-idx3-ubyte.gz"))
+            labels = gzip.decompress((path / f"{name}-labels-idx1-ubyte.gz").read_bytes())
+            parts.append(np.frombuffer(labels, np.uint8, offset=8))
+        return parts
+    except (gan.Problem, *gan.DAMAGED) as error:
+        text = "quality needs MNIST with labels, as the folder GAN_MNIST of its four .gz or as"
+        raise gan.Problem(f"{text} Keras' mnist.npz: {error}") from None
+
+
+def train_judge(images, labels):
+    """Return a small convolutional network, trained to tell the digits."""
+    print("training the judge, once ...", flush=True)
+    keras.utils.set_random_seed(0)
+    layers = gan.layers
+    stack = [keras.Input((28, 28, 1)), layers.Rescaling(1 / 255)]
+    for channels in (32, 64):
+        stack += [layers.Conv2D(channels, 3, activation="relu"), layers.MaxPooling2D()]
+    stack += [layers.Flatten(), layers.Dropout(0.3), layers.Dense(128, activation="relu")]
+    network = keras.Sequential([*stack, layers.Dense(10)])
+    network.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    network.fit(images, labels, batch_size=128, epochs=6, verbose=0)
+    return network
+
+
+class Judge:
+    """A digit classifier and MNIST: what generated images are compared with."""
+
+    def __init__(self):
+        """Load the classifier from the cache, else train it. Raises gan.Problem if it is poor."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "gan-benchmark")
+        cache.mkdir(parents=True, exist_ok=True)
+        self.train, labels, self.test, truth = labelled_mnist()
+        path, self.notes = cache / "judge.keras", cache / "judge.json"
+        cached = path.exists() and self.notes.exists()
+        network = keras.saving.load_model(path) if cached else train_judge(self.train, labels)
+        self.network = keras.Model(network.inputs, [network.layers[-2].output, network.output])
+        self.real, digits = self.look(self.test)
+        self.shares = np.bincount(truth, minlength=10) / len(truth)
+        accuracy = np.mean(digits == truth)
+        print(f"judge: {path}, right on {accuracy:.2%} of the test images")
+        if accuracy < 0.99:
+            raise gan.Problem("that is under 99 %, too little to judge by; is its file damaged?", 1)
+        if not cached:  # with another judge, Udacity's FID is another one: its note goes, too
+            gan.write(path, network.save)
+            self.note(accuracy=accuracy)
+        self.udacity = json.loads(self.notes.read_text()).get("udacity", np.nan)
+
+    def note(self, **notes):
+        """Keep the notes, and only these, with the classifier."""
+        gan.write(self.notes, lambda temporary: temporary.write_text(json.dumps(notes)))
+
+    def look(self, images):
+        """Return features, float64 [n, 128], and digits [n] of images."""
+        features, logits = self.network.predict(images, batch_size=500, verbose=0)
+        return features.astype(np.float64), logits.argmax(1)
+
+    def figures(self, images):
+        """Return the figures of 10,000 images, by column."""
+        features, digits = self.look(images)
+        shares, fid = np.bincount(digits, minlength=10) / len(digits), frechet(self.real, features)
+        # Every second one, as the second half of the test images is easier than the first.
+        precision, recall = precision_recall(self.real[::2], features[::2])
+        rows = (x.reshape(len(x), 784) / 255 for x in (images, self.train[50000:51000], self.test))
+        return {
+            "digits": np.sum(shares >= 0.05), "TV": np.abs(shares - self.shares).sum() / 2,
+            "FID": fid, "ratio": fid / self.udacity, "precision": precision, "recall": recall,
+            "Parzen": parzen(*rows)[0],
+        }  # fmt: skip
+
+
+# Of each column of quality's table: digits behind the point, and which value is the worst.
+COLUMNS = {
+    "seconds": (1, max), "images/s": (0, min), "digits": (0, min), "TV": (3, max), "FID": (2, max),
+    "ratio": (3, max), "precision": (3, min), "recall": (3, min), "Parzen": (1, min),
+}  # fmt: skip
+
+
+def show(name, figures):
+    """Print a row of quality's table."""
+    cells = (f"{figures[column]:9,.{places}f}" for column, (places, _) in COLUMNS.items())
+    print(f"{name:6}", *cells, flush=True)
+
+
+def quality(options):
+    """Train once per seed, print a row for each, then the median and the worst of each column."""
+    settings = UDACITY.split() if options.udacity else []
+    parse(options.settings, "DATA", "SEED", *parse(settings))
+    settings += [*options.settings, f"DATA={os.environ.get('GAN_MNIST') or 'mnist'}"]
+    judge, rows = Judge(), []
+    floor = frechet(judge.real, judge.look(judge.train[:10000])[0])
+    print(f"FID of 10,000 training images: {floor:.2f}, of Udacity's GAN: {judge.udacity:.2f}")
+    print("seed  ", *(f"{name:>9}" for name in COLUMNS), flush=True)
+    for seed in options.seeds:
+        with training(*settings, f"SEED={seed}") as (process, folder):
+            run = finish(process, folder)
+            vars(gan).update(gan.read_settings(run))
+            table, generator = columns(run), keras.saving.load_model(run / "generator.keras")
+        noise = gan.draw_noise(10000, -2)  # -2, as training uses the keys from 0, its pictures -1
+        images = gan.to_pixels(generator.predict(noise, batch_size=500, verbose=0))
+        if options.samples_out and not rows:
+            gan.tile(images[:100], 10).save(options.samples_out)
+        times = {"seconds": table["seconds"].sum(), "images/s": np.median(table["images/s"])}
+        rows.append(times | judge.figures(images))
+        show(str(seed), rows[-1])
+    median = {name: np.median([row[name] for row in rows]) for name in COLUMNS}
+    show("median", median)
+    show("worst", {name: worst(row[name] for row in rows) for name, (_, worst) in COLUMNS.items()})
+    if options.udacity:
+        notes = json.loads(judge.notes.read_text())
+        judge.note(**notes | {"udacity": median["FID"]})
+
+
+if __name__ == "__main__":
+    try:
+        globals()[options.command](options)
+    except gan.Problem as problem:
+        print(f"benchmark.py: {problem}", file=sys.stderr)
+        sys.exit(problem.status)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,75 @@
+"""The measures of benchmark.py, where their value is known."""
+
+import math
+
+import numpy as np
+import pytest
+from benchmark import frechet, multiplications, parzen, precision_recall
+
+
+def normal(count, width):
+    return np.random.default_rng(0).normal(size=(count, width))
+
+
+def test_frechet_distance_of_a_set_to_itself_is_0():
+    rows = normal(500, 8) @ np.diag(range(1, 9))
+    assert frechet(rows, rows) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_distance_of_a_shifted_set_is_the_shifts_square():
+    rows = normal(500, 8)
+    assert frechet(rows, rows + np.arange(8)) == pytest.approx(np.square(np.arange(8)).sum())
+
+
+def test_frechet_distance_of_a_scaled_set_is_that_of_its_deviations():
+    rows = normal(500, 8)
+    rows -= rows.mean(0)
+    expected = (3 - 1) ** 2 * np.trace(np.cov(rows, rowvar=False))
+    assert frechet(rows, 3 * rows) == pytest.approx(expected)
+    assert frechet(3 * rows, rows) == pytest.approx(expected)
+
+
+def test_frechet_distance_bears_a_feature_that_never_fires():
+    rows = normal(500, 8) * (np.arange(8) > 0)
+    assert frechet(rows, rows + 1) == pytest.approx(8)
+
+
+def test_parzen_with_one_sample_is_a_gaussian():
+    test = normal(300, 5) * 0.2
+    found, sigma = parzen(np.zeros((1, 5)), test, test)
+    assert sigma == pytest.approx(0.2, rel=0.1)
+    expected = -np.square(test).sum(1).mean() / (2 * sigma**2)
+    assert found == pytest.approx(expected - 5 / 2 * math.log(2 * math.pi * sigma**2))
+
+
+def test_parzen_is_finite_far_from_all_samples_and_counts_them():
+    far = np.ones((3, 10000))
+    one, sigma = parzen(np.zeros((1, 10000)), far, far)
+    assert sigma == pytest.approx(0.5) and math.isfinite(one)
+    assert parzen(np.zeros((7, 10000)), far, far)[0] == pytest.approx(one)
+
+
+def test_precision_and_recall_of_the_same_set_are_1():
+    rows = normal(300, 6)
+    assert precision_recall(rows, rows, chunk=70) == (1, 1)
+
+
+def test_precision_and_recall_of_sets_far_apart_are_0():
+    rows = normal(300, 6)
+    assert precision_recall(rows, rows + 100) == (0, 0)
+
+
+def test_half_of_the_modes_is_full_precision_and_half_recall():
+    real = normal(600, 4)
+    real[:300] += 100
+    precision, recall = precision_recall(real, real[:300] + 1e-6)
+    assert precision == 1 and recall == pytest.approx(0.5, abs=0.01)
+
+
+def test_multiplications_of_an_update_are_counted_by_hand():
+    # Z = 2, Hg = 3, P = 5, Hd = 7: g = 6 + 15, d = 35 + 7
+    discriminator = 2 * (42 + 42 + 7)
+    generator = 21 + 42 + 42 + 21 + 15
+    assert multiplications(2, 3, 7, 5, 0) == discriminator + generator
+    penalty = 2 * (42 + 42 + 35)
+    assert multiplications(2, 3, 7, 5, 0.3) == discriminator + penalty + generator
