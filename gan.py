@@ -50,34 +50,34 @@ finally:
 # Settings: change them here, or for one run on the command line as in EPOCHS=5 G_HIDDEN=256,512
 # ------------------------------------------------------------------------------------------------
 # fmt: off
-DATA = "mnist"             # "mnist", "digits" (drawn, offline), or a file or folder
-IMAGE_SIZE = 64            # pixels, 2 to 1024: a folder's images become such squares
-MODEL = "mlp"              # "mlp"
-Z_SIZE = 32                # length of the noise vector z, 1 or more
-PRIOR = "sphere"           # of z: "normal", "sphere" (normal, one length) or low,high
-G_HIDDEN = 1024            # units of G's hidden layer; 256,512 makes two of them
-D_HIDDEN = 512             # units of D's hidden layer; 512,256 makes two of them
-ACTIVATION = "leaky_relu"  # of hidden layers: "leaky_relu", "relu" or "tanh"
-LEAK = 0.2                 # slope of leaky_relu below 0: 0 to 1
-OUTPUT = "tanh"            # "tanh": pixels in [-1, 1], or "sigmoid": in [0, 1]
-BATCH_NORM = False         # True: batch normalisation in hidden layers; or False
-LOSS = "non-saturating"    # of G: "non-saturating", or "minimax" (learns slower)
-SMOOTH = 0.0               # 0 to 0.5: real images are labelled 1 - SMOOTH
-GRADIENT_PENALTY = 0.3     # weight, 0 (off) or more: keeps D smooth, training stable
-PENALTY_EVERY = 4          # iterations from one penalty to the next: 1 to 1000
-EPOCHS = 14                # passes over the data, 1 or more
-BATCH_SIZE = 100           # images per update over all devices together, 2 or more
-LEARNING_RATE = 0.002      # of Adam, above 0
-LR_DECAY = True            # True: it falls linearly to 0 over EPOCHS; or False
-BETA_1 = 0.0               # Adam's decay of the mean gradient: 0 to below 1
-BETA_2 = 0.99              # Adam's decay of its mean square: 0 to below 1
-D_STEPS = 1                # updates of D per iteration: 1 to 100
-G_STEPS = 1                # updates of G per iteration: 1 to 100
-EMA = 0.999                # decay of G's average that makes the pictures; 0: off
-EARLY_STOP = None          # low,high: stop once an epoch's D(G(z)) lies between
-GRID = 10                  # pictures show GRID x GRID images: 1 to 64
-SEED = 0                   # 0 or more; the same seed gives the same run
-OUT = "samples"            # folder of the runs
+DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
+IMAGE_SIZE = 64           # pixels, 2 to 1024: side of the images of a folder
+MODEL = "mlp"             # "mlp"
+Z_SIZE = 32               # length of the noise vector z, 1 or more
+PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
+G_HIDDEN = 1024           # units of G's hidden layer; 256,512 for two of them
+D_HIDDEN = 512            # units of D's hidden layer; 512,256 for two of them
+ACTIVATION = "leaky_relu" # of hidden layers: "leaky_relu", "relu", "tanh"
+LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
+OUTPUT = "tanh"           # "tanh": pixels -1 to 1, or "sigmoid": 0 to 1
+BATCH_NORM = False        # True or False: normalise hidden layers by the batch
+LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
+SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
+GRADIENT_PENALTY = 0.3    # weight, 0 or more: keeps D smooth, training stable
+PENALTY_EVERY = 4         # iterations from one penalty to the next: 1 to 1000
+EPOCHS = 14               # passes over the data, 1 or more
+BATCH_SIZE = 100          # images per update, over all devices, 2 or more
+LEARNING_RATE = 0.002     # of Adam, above 0
+LR_DECAY = True           # True or False: it falls linearly to 0 over EPOCHS
+BETA_1 = 0.0              # Adam's decay of the mean gradient: 0 to below 1
+BETA_2 = 0.99             # Adam's decay of its mean square: 0 to below 1
+D_STEPS = 1               # updates of D per iteration: 1 to 100
+G_STEPS = 1               # updates of G per iteration: 1 to 100
+EMA = 0.999               # 0 (off) to below 1: decay of the average of G
+EARLY_STOP = None         # or low,high: stop when D(G(z)) lies between
+GRID = 10                 # pictures show GRID x GRID images: 1 to 64
+SEED = 0                  # 0 or more; the same seed gives the same run
+OUT = "samples"           # folder of the runs
 # fmt: on
 SETTINGS = [name for name in globals() if name.isupper()]
 
@@ -846,7 +846,7 @@ def check_settings(settings):
             near = difflib.get_close_matches(name.upper(), SETTINGS, 1)
             raise Problem(f"no setting {name}; {f'is {near[0]} meant?' if near else 'see --help'}")
         if not accepts(name, value):
-            comment = re.search(rf"^{name} = .*?  # (.*)$", settings_block(), re.MULTILINE)[1]
+            comment = re.search(rf"^{name} = .*? # (.*)$", settings_block(), re.MULTILINE)[1]
             raise Problem(f"{name}={str(value)[:99]} will not do; {name} is: {comment}")
 
 
