@@ -29,7 +29,6 @@ import time
 import urllib.request
 import warnings
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -300,9 +299,6 @@ MIRRORS = (
 SILENCE = 10  # seconds without 64 kB after which a mirror is given up
 LIMIT = 2**30  # bytes of pixels unpacked or converted in memory; an .npy of uint8 may be larger
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-# What NumPy, Pillow, gzip and zipfile raise for damaged or hostile files.
-DAMAGED = (OSError, EOFError, ValueError, TypeError, LookupError, SyntaxError, MemoryError)
-DAMAGED += (ArithmeticError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 class Problem(Exception):
@@ -311,6 +307,11 @@ class Problem(Exception):
     def __init__(self, message, status=2):
         super().__init__(message)
         self.status = status
+
+
+def first_line(error):
+    """Return the first line of what an exception says, or its type if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def warn(message):
@@ -330,23 +331,23 @@ def load_images():
         return DATA, draw_digits(20000)
     if DATA == "mnist":
         return load_mnist()
-    path = Path(DATA).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(DATA))
+    if not os.path.isdir(path) and not os.path.isfile(path):
         raise Problem(f'DATA={DATA}: no such file or folder, nor "mnist" or "digits"')
     name = re.sub(r"[^A-Za-z0-9]+", "-", path.resolve().name.split(".")[0]).strip("-")[:40]
     if not path.is_dir():
         return name or "images", read_file(path)
-    idx = sorted(path.glob("*train-images*idx3-ubyte*"))
+    idx = sorted(file for file in path.glob("*train-images*idx3-ubyte*") if file.is_file())
     return name or "images", read_file(idx[0]) if idx else read_folder(path)
 
 
 def load_mnist():
     """Return (name, images) of MNIST from Keras' cache, else the web, else of drawn digits."""
-    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets"
+    cache = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")) / "datasets"
     ours = cache / f"gan-{MNIST_FILE}"  # only used where a damaged file has the usual name
     for file in (cache / "mnist.npz", cache / MNIST_FILE, ours):
         try:
-            if file.exists():
+            if os.path.exists(file):
                 return "mnist", read_file(file)
         except Problem as problem:
             warn(f"{problem}; left as it is, and not used")
@@ -357,7 +358,7 @@ def load_mnist():
         except OSError as error:
             reasons.append(f"    {mirror}: {error}")
             continue
-        target = ours if (cache / MNIST_FILE).exists() else cache / MNIST_FILE
+        target = ours if os.path.exists(cache / MNIST_FILE) else cache / MNIST_FILE
         try:
             cache.mkdir(parents=True, exist_ok=True)
             write(target, lambda temporary, content=content: temporary.write_bytes(content))
@@ -374,7 +375,7 @@ def load_mnist():
 
 def download(url):
     """Return the bytes of MNIST_FILE at url. Raises OSError, also after SILENCE."""
-    arrived = queue.Queue()
+    arrived = queue.Queue(4)  # of parts; what is sent after that has to wait
 
     def fetch():  # in a thread, because looking up a host's address knows no time limit
         try:
@@ -433,8 +434,8 @@ def read_file(path):
         if head == b"\x93NUMPY":
             return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
         return as_images(read_npz(path) if head[:2] == b"PK" else read_idx(path, head))
-    except DAMAGED as error:
-        raise Problem(f"{path} cannot be used: {error or type(error).__name__}") from None
+    except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
+        raise Problem(f"{path} cannot be used: {first_line(error)}") from None
 
 
 def read_npz(path):
@@ -443,10 +444,10 @@ def read_npz(path):
         if sum(entry.file_size for entry in archive.infolist()) > LIMIT:
             raise ValueError("over 1 GB; save its images as an .npy file")
     with np.load(path, allow_pickle=False) as arrays:
-        names = [name for name in ("x_train", "images", *arrays) if name in arrays]
-        if not names:
-            raise ValueError("it holds no array")
-        return arrays[names[0]]
+        for name in ("x_train", "images", *arrays):
+            if name in arrays and isinstance(array := arrays[name], np.ndarray):
+                return array
+    raise ValueError("it holds no array")
 
 
 def read_idx(path, head):
@@ -483,14 +484,14 @@ def as_images(array):
         raise ValueError(f"its numbers are {array.dtype}, not uint8")
     if array.size > LIMIT:
         raise ValueError(f"over 1 GB of {array.dtype}; save its pixels as uint8")
-    parts = [slice(i, i + 1000) for i in range(0, len(array), 1000)]  # as it may be a large file
-    low = float(min(array[part].min() for part in parts))
-    high = float(max(array[part].max() for part in parts))
+    parts = [slice(i, i + 100) for i in range(0, len(array), 100)]  # as it may be a large file
+    low = float(np.min([array[part].min() for part in parts]))
+    high = float(np.max([array[part].max() for part in parts]))
     if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers reach from {low} to {high}")
     images = np.empty(array.shape, np.uint8)
     for part in parts:
-        images[part] = np.rint((array[part] - low) * (255 / (high - low)))
+        images[part] = np.rint((array[part].astype(np.float64) - low) * (255 / (high - low)))
     return images
 
 
@@ -499,7 +500,10 @@ def read_folder(folder):
     # os.walk follows no links to folders, so it cannot run in a circle.
     files = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
     files = sorted(f for f in files if f.suffix.lower() in PICTURES and f.is_file())
-    images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    try:
+        images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    except MemoryError as error:
+        raise Problem(f"{first_line(error)}; try a smaller IMAGE_SIZE") from None
     count, skipped = 0, 0
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     pool = ThreadPoolExecutor()
@@ -508,7 +512,7 @@ def read_folder(folder):
             if isinstance(picture, Exception):
                 skipped += 1
                 if skipped <= 3:
-                    warn(f"skipped {str(file)!r}: {str(picture).splitlines()[0]}")
+                    warn(f"skipped {str(file)!r}: {first_line(picture)}")
             else:
                 images[count] = picture
                 count += 1
@@ -533,17 +537,19 @@ def read_picture(file):
             picture.draft("RGB", (IMAGE_SIZE, IMAGE_SIZE))  # a large JPEG is decoded at part size
             picture = ImageOps.exif_transpose(picture)
             if picture.mode[0] in "IF":  # 16 bits or floats, which Pillow would clip
-                low, high = (0, 65535) if ";16" in picture.mode else picture.getextrema()
-                if not math.isfinite(high - low):
+                values = np.asarray(picture, np.float64)
+                if not np.isfinite(values).all():
                     raise ValueError("its pixels are not finite")
-                values = (np.asarray(picture, np.float64) - low) / max(high - low, 1e-9)
+                low, high = (0, 65535) if ";16" in picture.mode else (values.min(), values.max())
+                values = (values - low) / max(high - low, 1e-9)
                 picture = Image.fromarray(np.uint8(np.rint(255 * values)))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-            return ImageOps.fit(picture.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
-    except (*DAMAGED, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return error if str(error) else OSError(type(error).__name__)
+            picture = picture if picture.mode == "L" else picture.convert("RGB")
+            return ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE)).convert("RGB")
+    except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
+        return error
 
 
 # ------------------------------------------------------------------------------------------------
@@ -557,16 +563,6 @@ ROW += "  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 # What a resumed run cannot change: its data, and the networks' shapes and range of pixels.
 FIXED = ("DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "G_HIDDEN", "D_HIDDEN", "BATCH_NORM")
 FIXED += ("OUTPUT", "PRIOR")
-
-
-COLLAPSE = (
-    "G makes nearly the same image again and again (mode collapse). Try GRADIENT_PENALTY=1, a "
-    "lower LEARNING_RATE, or PRIOR=sphere."
-)
-OVERPOWERED = (
-    "D tells nearly all fakes from real images, and G learns little from it. Try a larger "
-    "GRADIENT_PENALTY, a smaller D_HIDDEN, or SMOOTH=0.1."
-)
 
 
 def write(path, save):
@@ -649,8 +645,8 @@ def read_checkpoint(folder):
             with np.load(file, allow_pickle=False) as arrays:
                 values = [arrays[f"arr_{i}"] for i in range(len(arrays) - 1)]
                 return [int(number) for number in arrays["counters"]], values
-        except DAMAGED as error:
-            warn(f"{file} is damaged ({error}); going back to the one before")
+        except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
+            warn(f"{file} is damaged ({first_line(error)}); going back to the one before")
 
 
 def restore(gan, counters, values):
@@ -786,6 +782,16 @@ def train_epoch(gan, images, folder, signals):
         n = max(1, min(most, int(0.5 * n / (now - started))))
     gan.speed = trained / seconds
     return True
+
+
+COLLAPSE = (
+    "G makes nearly the same image again and again (mode collapse). Try GRADIENT_PENALTY=1, a "
+    "lower LEARNING_RATE, or PRIOR=sphere."
+)
+OVERPOWERED = (
+    "D tells nearly all fakes from real images, and G learns little from it. Try a larger "
+    "GRADIENT_PENALTY, a smaller D_HIDDEN, or SMOOTH=0.1."
+)
 
 
 def explain(row, said):

@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import gan  # noqa: E402
+import gan
 
 # Nets and data so small that an epoch takes a moment: 5 iterations.
-TINY = dict(Z_SIZE=8, G_HIDDEN=16, D_HIDDEN=16, BATCH_SIZE=20, EPOCHS=2, GRID=3)
+TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS": 2, "GRID": 3}
 
 
 @pytest.fixture
