@@ -56,17 +56,17 @@ Z_SIZE = 32               # length of the noise vector z, 1 or more
 PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
 G_HIDDEN = 1024           # units of G's hidden layer; 256,512 for two of them
 D_HIDDEN = 512            # units of D's hidden layer; 512,256 for two of them
-ACTIVATION = "leaky_relu" # of hidden layers: "leaky_relu", "relu", "tanh"
+ACTIVATION = "relu"       # of hidden layers: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
-OUTPUT = "tanh"           # "tanh": pixels -1 to 1, or "sigmoid": 0 to 1
+OUTPUT = "sigmoid"        # "sigmoid": pixels 0 to 1, or "tanh": -1 to 1
 BATCH_NORM = False        # True or False: normalise hidden layers by the batch
 LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
-GRADIENT_PENALTY = 0.3    # weight, 0 or more: keeps D smooth, training stable
-PENALTY_EVERY = 4         # iterations from one penalty to the next: 1 to 1000
+GRADIENT_PENALTY = 0.1    # weight, 0 or more: keeps D smooth, training stable
+PENALTY_EVERY = 8         # iterations from one penalty to the next: 1 to 1000
 EPOCHS = 14               # passes over the data, 1 or more
-BATCH_SIZE = 100          # images per update, over all devices, 2 or more
-LEARNING_RATE = 0.002     # of Adam, above 0
+BATCH_SIZE = 50           # images per update, over all devices, 2 or more
+LEARNING_RATE = 0.004     # of Adam, above 0
 LR_DECAY = True           # True or False: it falls linearly to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient: 0 to below 1
 BETA_2 = 0.99             # Adam's decay of its mean square: 0 to below 1
@@ -115,6 +115,7 @@ def build_discriminator(shape):
 # ------------------------------------------------------------------------------------------------
 # The GAN
 # ------------------------------------------------------------------------------------------------
+EMA_EVERY = 10  # iterations: averaging all weights takes as long as a tenth of an iteration
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 
 
@@ -217,9 +218,11 @@ class GAN:
                 self.iterate(batches[i], step + i, GRADIENT_PENALTY * PENALTY_EVERY / 2)
             else:
                 self.iterate(batches[i], step + i, 0.0)
-            if EMA:  # from a low decay upwards, so that the first, random weights are forgotten
+            if EMA and (step + i) % EMA_EVERY == 0:
+                # The decay warms up, so that the first, random weights are soon forgotten.
                 warm_up = (step + i + 1) / (step + i + 10)
-                self.update_average(tf.minimum(tf.cast(warm_up, tf.float32), EMA))
+                decay = tf.minimum(tf.cast(warm_up, tf.float32), EMA)
+                self.update_average(decay**EMA_EVERY)
         if not EMA:
             self.update_average(0.0)
 

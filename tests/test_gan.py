@@ -155,10 +155,10 @@ def test_learning_rate_falls_linearly_to_zero_or_stays(small, images):
 
 
 def test_average_warms_up_then_follows_its_decay(small, images):
-    small(EMA=0.5)
+    small(EMA=0.95)
     model = gan.GAN(images)
     expected = weights(model.average)
-    for step, decay in ((0, 1 / 10), (1, 2 / 11), (50, 0.5)):
+    for step, decay in ((0, 0.1**10), (10, (11 / 20) ** 10), (1, 1), (990, 0.95**10)):
         model.train(batches(images, 1), step, 0)
         expected = [decay * e + (1 - decay) * w for e, w in zip(expected, weights(model.generator))]
         for average, value in zip(weights(model.average), expected):
