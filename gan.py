@@ -35,6 +35,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends the process
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 stderr = os.dup(2)  # keeps TensorFlow's remarks on missing GPUs off the screen while it loads
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -64,9 +66,9 @@ LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
 GRADIENT_PENALTY = 0.1    # weight, 0 or more: keeps D smooth, training stable
 PENALTY_EVERY = 8         # iterations from one penalty to the next: 1 to 1000
-EPOCHS = 14               # passes over the data, 1 or more
-BATCH_SIZE = 50           # images per update, over all devices, 2 or more
-LEARNING_RATE = 0.004     # of Adam, above 0
+EPOCHS = 15               # passes over the data, 1 or more
+BATCH_SIZE = 100          # images per update, over all devices, 2 or more
+LEARNING_RATE = 0.006     # of Adam, above 0
 LR_DECAY = True           # True or False: it falls linearly to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient: 0 to below 1
 BETA_2 = 0.99             # Adam's decay of its mean square: 0 to below 1
@@ -184,14 +186,17 @@ class GAN:
             self.average = build_generator(shape)
             self.average.set_weights(self.generator.get_weights())
             self.discriminator = build_discriminator(shape)
-            self.g_optimizer = keras.optimizers.Adam(LEARNING_RATE, BETA_1, BETA_2)
-            self.d_optimizer = keras.optimizers.Adam(LEARNING_RATE, BETA_1, BETA_2)
+            self.g_optimizer = keras.optimizers.Adam(float(LEARNING_RATE), BETA_1, BETA_2)
+            self.d_optimizer = keras.optimizers.Adam(float(LEARNING_RATE), BETA_1, BETA_2)
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
-        self.sums = tf.Variable(tf.zeros(len(METRICS), tf.float64))  # of METRICS over the epoch
+        # Over the epoch so far: how many iterations, and the sums of their METRICS.
+        self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))
+        self.images_shape = images.shape
         self.epoch = 0  # epochs done
         self.position = 0  # images of the next epoch that are done
         self.step = 0  # iterations done
+        self.rows = []  # of losses.csv, one for each epoch done
         self.total = EPOCHS * len(images)
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
         count = tf.TensorSpec((), tf.int64)
@@ -233,7 +238,7 @@ class GAN:
         self.sums.assign_add(tf.cast(metrics, tf.float64))
 
     def iterate_replica(self, batches, step, penalty_weight):
-        """Do D_STEPS updates of D, then G_STEPS of G; return the METRICS of the last ones."""
+        """Do D_STEPS updates of D, then G_STEPS of G; return 1 and the METRICS of the last ones."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
         updates = D_STEPS + G_STEPS - 1  # D's last update and G's first one share their fakes
@@ -249,7 +254,7 @@ class GAN:
                     g_loss = generator_loss(self.discriminator(fake, training=True))
             if k >= D_STEPS - 1:
                 self.descend(tape, g_loss, self.generator, self.g_optimizer)
-        return tf.stack((d_loss, g_loss, *others))
+        return tf.stack((1.0, d_loss, g_loss, *others))
 
     def update_discriminator(self, real, fake, penalty_weight):
         """Update D on images [n, H, W, C]; return its loss, D(x), D(G(z)) and accuracy."""
@@ -312,6 +317,10 @@ class Problem(Exception):
         self.status = status
 
 
+class NoMnist(Problem):
+    """Tells, in several lines, why MNIST could not be had and where to put it by hand."""
+
+
 def first_line(error):
     """Return the first line of what an exception says, or its type if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -333,7 +342,7 @@ def load_images():
     if DATA == "digits":
         return DATA, draw_digits(20000)
     if DATA == "mnist":
-        return load_mnist()
+        return DATA, load_mnist()
     path = Path(os.path.expanduser(DATA))
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise Problem(f'DATA={DATA}: no such file or folder, nor "mnist" or "digits"')
@@ -345,13 +354,13 @@ def load_images():
 
 
 def load_mnist():
-    """Return (name, images) of MNIST from Keras' cache, else the web, else of drawn digits."""
+    """Return MNIST's images from Keras' cache, else from the web. Raises NoMnist."""
     cache = Path(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")) / "datasets"
     ours = cache / f"gan-{MNIST_FILE}"  # only used where a damaged file has the usual name
     for file in (cache / "mnist.npz", cache / MNIST_FILE, ours):
         try:
             if os.path.exists(file):
-                return "mnist", read_file(file)
+                return read_file(file)
         except Problem as problem:
             warn(f"{problem}; left as it is, and not used")
     reasons = []
@@ -368,12 +377,11 @@ def load_mnist():
         except OSError as error:
             warn(f"MNIST could not be kept for the next time: {error}")
         pixels = np.frombuffer(gzip.decompress(content), np.uint8, offset=16)
-        return "mnist", pixels.reshape(-1, 28, 28, 1)
-    rule = "!" * 78
-    print(f"{rule}\nMNIST could not be downloaded:", *reasons, sep="\n")
-    print("Training on DRAWN DIGITS instead. For MNIST, put the file from any mirror at")
-    print(f"    {cache / MNIST_FILE}\nand start again.\n{rule}")
-    return "digits", draw_digits(20000)
+        return pixels.reshape(-1, 28, 28, 1)
+    raise NoMnist(
+        "\n".join(("MNIST could not be downloaded:", *reasons))
+        + f"\nPut the file, from any mirror, at {cache / MNIST_FILE}"
+    )
 
 
 def download(url):
@@ -490,6 +498,8 @@ def as_images(array):
     parts = [slice(i, i + 100) for i in range(0, len(array), 100)]  # as it may be a large file
     low = float(np.min([array[part].min() for part in parts]))
     high = float(np.max([array[part].max() for part in parts]))
+    if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
+        return array.astype(np.uint8)
     if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers reach from {low} to {high}")
     images = np.empty(array.shape, np.uint8)
@@ -597,16 +607,33 @@ def make_folder(name):
             continue
 
 
-def find_run(run):
-    """Return the folder run, or that of the newest run in OUT if run is None. Raises Problem."""
+def find_run(run, out):
+    """Return the folder run, or that of the newest run in out if run is None. Raises Problem."""
     if run:
         if not Path(run, "settings.json").is_file():
             raise Problem(f"--run {run}: this is no run's folder (it has no settings.json)")
         return Path(run)
-    runs = [file for file in Path(OUT).glob("*/settings.json") if file.is_file()]
+    runs = [file for file in Path(out).glob("*/settings.json") if file.is_file()]
     if not runs:
-        raise Problem(f"OUT={OUT}: no run there yet; start one with: python gan.py")
+        raise Problem(f"OUT={out}: no run there yet; start one with: python gan.py")
     return max(runs, key=lambda file: file.stat().st_mtime).parent
+
+
+def lock(folder):
+    """Keep other processes from training this run until this one ends. Raises Problem."""
+    file = open(folder / "lock", "w")  # noqa: SIM115 - it stays open as long as the process lives
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Problem(f"{folder} is being trained by another process") from None
+    return file
 
 
 def save_settings(folder):
@@ -628,64 +655,66 @@ def read_settings(folder):
     return {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
 
 
+def check_finite(gan):
+    """Raise Problem if training has gone astray: where a sum of losses or a weight is no number."""
+    if not all(np.isfinite(variable.numpy()).all() for variable in gan.variables()):
+        raise Problem(
+            f"training diverged in epoch {gan.epoch + 1}, by step {gan.step:,}: a loss or a weight "
+            "is no finite number. Its last checkpoint is good: --resume with a lower LEARNING_RATE",
+            status=1,
+        )
+
+
 def save_checkpoint(folder, gan):
     """Write all that training changes to one file in checkpoint/; keep the last three files."""
+    check_finite(gan)
     values = [variable.numpy() for variable in gan.variables()]
-    if not all(np.isfinite(value).all() for value in values):
-        raise diverged(gan)
-    counters = gan.epoch, gan.position, gan.step
+    values += [gan.rows, (gan.epoch, gan.position, gan.step), gan.images_shape]
     (folder / "checkpoint").mkdir(exist_ok=True)
     file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
-    write(file, lambda temporary: np.savez(temporary, *values, counters=counters))
-    for old in sorted(file.parent.glob("step-*.npz"))[:-3]:
+    write(file, lambda temporary: np.savez(temporary, *values))
+    for old in sorted(file.parent.glob("step-*.npz"), key=os.path.getmtime)[:-3]:
         old.unlink()
 
 
 def read_checkpoint(folder):
-    """Return (counters, values) of the run's newest readable checkpoint, None without one."""
-    for file in sorted((folder / "checkpoint").glob("step-*.npz"), reverse=True):
+    """Return the arrays of the run's newest readable checkpoint. Raises Problem if all are bad."""
+    files = sorted((folder / "checkpoint").glob("step-*.npz"), reverse=True)
+    for file in files:
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                values = [arrays[f"arr_{i}"] for i in range(len(arrays) - 1)]
-                return [int(number) for number in arrays["counters"]], values
+                return [arrays[f"arr_{i}"] for i in range(len(arrays))]
         except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
             warn(f"{file} is damaged ({first_line(error)}); going back to the one before")
+    if files or (folder / "epoch-002.png").exists():
+        raise Problem(f"{folder} has no checkpoint that can be read; start a new run")
+    return None  # it ended before its first one
 
 
-def restore(gan, counters, values):
-    """Bring gan to where a checkpoint was saved. Raises Problem."""
+def restore(gan, checkpoint):
+    """Bring gan to where read_checkpoint's arrays were saved. Raises Problem."""
+    *values, rows, counters, shape = checkpoint
+    if tuple(shape) != gan.images_shape:
+        raise Problem(
+            f"DATA={DATA} has changed: it holds images {list(gan.images_shape)} now, and held "
+            f"{shape.tolist()} when the run was started"
+        )
     variables = gan.variables()
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         raise Problem("the checkpoint does not fit the networks in the run's settings.json")
-    gan.epoch, gan.position, gan.step = counters
+    gan.rows = rows.tolist()
+    gan.epoch, gan.position, gan.step = counters.tolist()
     for variable, value in zip(variables, values):
         variable.assign(value)
 
 
-def read_rows(folder, epochs):
-    """Return the rows of losses.csv up to that many epochs, as dictionaries of numbers."""
-    file = folder / "losses.csv"
-    try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            rows = [{name: float(row[name]) for name in COLUMNS} for row in csv.DictReader(lines)]
-        if [row["epoch"] for row in rows[:epochs]] == list(range(1, epochs + 1)):
-            return rows[:epochs]
-        reason = "epochs are missing"
-    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-        reason = error
-    if epochs:
-        warn(f"{file} cannot be used ({reason}); it begins anew with epoch {epochs + 1}")
-    return []
-
-
 def write_rows(folder, rows):
-    """Write the rows to losses.csv."""
+    """Write the rows, one for each epoch, to losses.csv."""
 
     def save(temporary):
         with open(temporary, "w", newline="", encoding="utf-8") as lines:
-            writer = csv.writer(lines)
-            writer.writerow(COLUMNS)
-            writer.writerows([f"{row[name]:.7g}" for name in COLUMNS] for row in rows)
+            csv.writer(lines).writerow(COLUMNS)
+            csv.writer(lines).writerows([f"{value:.7g}" for value in row] for row in rows)
 
     write(folder / "losses.csv", save)
 
@@ -702,25 +731,15 @@ def tile(images, columns):
     return ImageOps.scale(picture, max(1, 600 // picture.width), Image.Resampling.NEAREST)
 
 
-def spread(images):
+def pixel_spread(images):
     """Return the mean over the pixels of their standard deviation over the images."""
     return float(np.mean(np.std(images, axis=0, dtype=np.float64)))
 
 
-def diverged(gan):
-    """Return the Problem of a loss or a weight that is not finite."""
-    return Problem(
-        f"training diverged in epoch {gan.epoch + 1}, by step {gan.step:,}: a loss or weight is no "
-        "finite number; the checkpoint before is kept: --resume with a lower LEARNING_RATE",
-        status=1,
-    )
-
-
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
-    noise = draw_noise(max(256, GRID**2), -1)  # the same for every picture
-    real_spread = spread(images[:: max(1, len(images) // 1000)])
-    rows = read_rows(folder, gan.epoch)
+    noise = draw_noise(max(256, GRID**2), -1)  # -1: a key that no iteration has
+    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)])
     said = {}
     if gan.step == 0:
         write(folder / "epoch-000.png", tile(gan.generate(noise)[: GRID**2], GRID).save)
@@ -728,24 +747,25 @@ def train(gan, images, folder, signals):
     while gan.epoch < EPOCHS:
         if not train_epoch(gan, images, folder, signals):
             return False
+        check_finite(gan)
         fakes = gan.generate(noise)
-        iterations = gan.position // (D_STEPS * BATCH_SIZE)
-        row = dict(zip(METRICS, gan.sums.numpy() / iterations), epoch=gan.epoch + 1)
-        row["spread"] = spread(fakes) / max(real_spread, 1e-9)
-        row["images/s"], row["seconds"] = gan.speed, time.monotonic() - gan.began
-        rows.append(row)
+        iterations, *sums = gan.sums.numpy()
+        row = {name: total / max(iterations, 1) for name, total in zip(METRICS, sums)}
+        row |= {"epoch": gan.epoch + 1, "images/s": gan.speed, "seconds": gan.seconds}
+        row["spread"] = pixel_spread(fakes) / (real_spread or 1.0)
+        gan.rows.append([float(row[name]) for name in COLUMNS])
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.sums.assign(tf.zeros_like(gan.sums))
         # The checkpoint comes last: after a crash before it, the epoch is done once more.
         write(folder / f"epoch-{gan.epoch:03}.png", tile(fakes[: GRID**2], GRID).save)
-        write_rows(folder, rows)
+        write_rows(folder, gan.rows)
         write(folder / "generator.keras", gan.average.save)
         save_checkpoint(folder, gan)
         show_progress("")
         print(ROW.format(EPOCHS, **row))
         said = explain(row, said)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
-            print(f"EARLY_STOP: D(G(z)) lies between {EARLY_STOP[0]} and {EARLY_STOP[1]}.")
+            print("EARLY_STOP: D(G(z)) is where you wanted it. To go on: --resume EARLY_STOP=None")
             return True
         if signals and gan.epoch < EPOCHS:
             return False
@@ -757,18 +777,18 @@ def train_epoch(gan, images, folder, signals):
     order = np.random.default_rng((SEED, gan.epoch)).permutation(len(images))
     iteration = D_STEPS * BATCH_SIZE  # images
     most = max(1, min(100, 2**26 // (iteration * images[0].nbytes)))  # iterations in 64 MB
-    gan.began = saved = time.monotonic()
-    trained, seconds, n = 0, 1e-9, 1
+    began = saved = time.perf_counter()
+    trained, seconds, n = 0, 0, 1
     while n := min(n, (len(images) - gan.position) // iteration):
-        started = time.monotonic()
+        started = time.perf_counter()
         chosen = order[gan.position : gan.position + n * iteration]
         batches = images[chosen].reshape(n, D_STEPS, BATCH_SIZE, *images.shape[1:])
         gan.train(batches, gan.step, gan.epoch * len(images) + gan.position)
         gan.step += n
         gan.position += n * iteration
         if not np.isfinite(gan.sums.numpy()).all():
-            raise diverged(gan)
-        now = time.monotonic()
+            check_finite(gan)
+        now = time.perf_counter()
         trained, seconds = trained + n * iteration, seconds + now - started
         more = gan.position + iteration <= len(images)
         if more and (signals or now - saved > CHECKPOINT_SECONDS):
@@ -783,7 +803,7 @@ def train_epoch(gan, images, folder, signals):
         )
         # Half a second of work at a time keeps the overhead low and Ctrl-C quick.
         n = max(1, min(most, int(0.5 * n / (now - started))))
-    gan.speed = trained / seconds
+    gan.speed, gan.seconds = trained / max(seconds, 1e-9), time.perf_counter() - began
     return True
 
 
@@ -855,8 +875,9 @@ def check_settings(settings):
             near = difflib.get_close_matches(name.upper(), SETTINGS, 1)
             raise Problem(f"no setting {name}; {f'is {near[0]} meant?' if near else 'see --help'}")
         if not accepts(name, value):
-            comment = re.search(rf"^{name} = .*? # (.*)$", settings_block(), re.MULTILINE)[1]
-            raise Problem(f"{name}={str(value)[:99]} will not do; {name} is: {comment}")
+            line = re.search(rf"^{name} = .*? # (.*)$", settings_block(), re.MULTILINE)
+            hint = f"{name} is: {line[1]}" if line else "see --help"
+            raise Problem(f"{name}={str(value)[:99]} will not do; {hint}")
 
 
 def parse_setting(argument):
@@ -865,7 +886,10 @@ def parse_setting(argument):
     if not equals:
         raise Problem(f"{argument!r} is neither an option nor NAME=value; see --help")
     if name in ("DATA", "OUT"):
-        return name, value.strip("'\"")
+        value = value.strip("'\"")
+        # A run may be resumed from another folder.
+        path = name == "DATA" and value not in ("mnist", "digits", "")
+        return name, os.path.abspath(os.path.expanduser(value)) if path else value
     try:
         return name, ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -912,30 +936,39 @@ def resume_command(folder, *settings):
 def run(resume, run_folder, changes, signals):
     """Train a new run or go on with one; return the exit status. Raises Problem."""
     check_settings(changes)
-    folder, checkpoint = None, None
+    checkpoint = None
     if resume:
-        folder = find_run(run_folder)
+        folder = find_run(run_folder, changes.get("OUT", OUT))
+        locked = lock(folder)
         open_run(folder, changes)
         checkpoint = read_checkpoint(folder)
-        if checkpoint and checkpoint[0][0] >= EPOCHS:
-            print(f"{folder} has finished its {EPOCHS} epochs. To train it longer:")
-            print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
+        done = int(checkpoint[-2][0]) if checkpoint else 0
+        if done >= EPOCHS:
+            print(f"{folder} has finished its {done} epochs. To train it longer:")
+            print(f"    {resume_command(folder, f'EPOCHS={2 * done}')}")
             return 0
+        name, images = load_images()
     else:
+        if run_folder:
+            raise Problem("--run goes with --resume; a new run makes its own folder")
         globals().update(changes)
         check_settings({name: globals()[name] for name in SETTINGS})
-
-    name, images = load_images()
+        try:
+            name, images = load_images()
+        except NoMnist as problem:
+            rule = "!" * 78
+            print(f"{rule}\n{problem}\nThis run trains on DRAWN DIGITS instead.\n{rule}\n")
+            globals().update(DATA="digits")
+            name, images = load_images()
     if len(images) < BATCH_SIZE * D_STEPS:
         need = f"BATCH_SIZE={BATCH_SIZE}" + (f" times D_STEPS={D_STEPS}" if D_STEPS > 1 else "")
         raise Problem(f"DATA={DATA} has only {len(images)} images, but {need}")
     gan = GAN(images)
     if checkpoint:
-        restore(gan, *checkpoint)
+        restore(gan, checkpoint)
     if not resume:
         folder = make_folder(name)
-        if name == "digits" and DATA == "mnist":
-            globals().update(DATA=name)  # a resumed run needs the same data, network or not
+        locked = lock(folder)  # noqa: F841 - until the process ends
     save_settings(folder)
     describe(name, images, gan, folder)
 
@@ -945,9 +978,9 @@ def run(resume, run_folder, changes, signals):
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
-    began = time.monotonic()
+    began = time.perf_counter()
     if train(gan, images, folder, signals):
-        print(f"\nDone in {time.monotonic() - began:.0f} s: see {folder}. To train longer:")
+        print(f"\nDone in {time.perf_counter() - began:.0f} s: see {folder}. To train longer:")
         print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
         return 0
     show_progress("")
@@ -981,13 +1014,11 @@ def main():
         return run(options.resume, options.run, changes, [])
     except Problem as problem:
         return fail(problem, problem.status)
-    except tf.errors.ResourceExhaustedError:
+    except (MemoryError, tf.errors.ResourceExhaustedError):
         return fail("out of memory; try a smaller BATCH_SIZE or smaller networks", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}; what was saved before is whole", 1)
-    except KeyboardInterrupt:
-        return fail("stopped before training", 130)
 
 
 if __name__ == "__main__":

@@ -194,7 +194,8 @@ def test_metrics_are_means_over_the_iterations(small, images):
     small(LEARNING_RATE=1e-12, GRADIENT_PENALTY=0, D_HIDDEN=4)
     model = gan.GAN(images)
     model.train(batches(images, 5), 0, 0)
-    d_loss, g_loss, d_real, d_fake, accuracy = model.sums.numpy()
+    iterations, d_loss, g_loss, d_real, d_fake, accuracy = model.sums.numpy()
+    assert iterations == 5
     logits = model.discriminator(gan.to_floats(images)).numpy()
     assert d_real / 5 == pytest.approx(np.mean(1 / (1 + np.exp(-logits))), rel=1e-4)
     assert 0 < d_fake / 5 < 1 and 0 <= accuracy / 5 <= 1
