@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import json
 import math
+import mmap
 import os
 import queue
 import re
@@ -788,6 +789,8 @@ def train_epoch(gan, images, folder, signals):
         gan.position += n * iteration
         if not np.isfinite(gan.sums.numpy()).all():
             check_finite(gan)
+        if isinstance(images, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            images._mmap.madvise(mmap.MADV_DONTNEED)  # else a large file fills the memory
         now = time.perf_counter()
         trained, seconds = trained + n * iteration, seconds + now - started
         more = gan.position + iteration <= len(images)
