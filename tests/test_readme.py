@@ -1,0 +1,42 @@
+"""Everything that the README tells people to type."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+from conftest import ROOT, TINY, arguments, run
+from PIL import Image
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall("^    (python .*)$", README, re.MULTILINE)
+
+
+def test_the_two_commands_that_set_everything_up_are_there():
+    assert "python -m pip install -r requirements.txt && python gan.py" in COMMANDS
+    assert "python -m pip install -r tests/requirements.txt && python -m pytest" in COMMANDS
+
+
+def test_every_command_and_the_example_in_python_run(tmp_path):
+    (tmp_path / "faces").mkdir()
+    for i in range(20):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "faces" / f"{i}.png")
+    (tmp_path / "keras" / "datasets").mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (60, 28, 28), np.uint8)
+    np.savez(tmp_path / "keras" / "datasets" / "mnist.npz", x_train=images)
+    commands = [command.rpartition("&& ")[2] for command in COMMANDS]
+    commands = [shlex.split(command)[2:] for command in commands if "python gan.py" in command]
+    assert len(commands) >= 5
+    for index, words in enumerate(commands):
+        small = {} if "--help" in words else TINY | {"EPOCHS": 1}
+        if "--resume" in words:  # nor can its networks change
+            small = {"EPOCHS": 1 + index}
+        if words == []:  # the example in Python is about the default's noise
+            small.pop("Z_SIZE")
+        status, _, err = run(tmp_path, *words, *arguments(**small))
+        assert status == 0, (words, err)
+    (example,) = re.findall("```python\n(.*?)```", README, re.DOTALL)
+    check = "\nassert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
+    subprocess.run([sys.executable, "-c", example + check], cwd=tmp_path, check=True)
