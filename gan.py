@@ -369,7 +369,7 @@ def load_mnist():
         try:
             content = download(mirror + MNIST_FILE)
         except OSError as error:
-            reasons.append(f"    {mirror}: {error}")
+            reasons.append(f"    {mirror}\n        {error}")
             continue
         target = ours if os.path.exists(cache / MNIST_FILE) else cache / MNIST_FILE
         try:
@@ -396,7 +396,7 @@ def download(url):
                     arrived.put(part)
             arrived.put(b"")
         except Exception as error:  # noqa: BLE001 - whatever it is, the next mirror is tried
-            arrived.put(OSError(error))
+            arrived.put(OSError(getattr(error, "reason", error)))
 
     threading.Thread(target=fetch, daemon=True).start()
     content = b""
