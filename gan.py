@@ -219,18 +219,18 @@ class GAN:
                 rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
                 self.g_optimizer.learning_rate.assign(rate)
                 self.d_optimizer.learning_rate.assign(rate)
-            # The penalty more than doubles D's work, and every few iterations it does as well.
+            # The penalty doubles D's work, and does as well every few iterations, weighted more.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
-                self.iterate(batches[i], step + i, GRADIENT_PENALTY * PENALTY_EVERY / 2)
+                self.iterate(batches[i], step + i, GRADIENT_PENALTY / 2 * PENALTY_EVERY)
             else:
                 self.iterate(batches[i], step + i, 0.0)
             if EMA and (step + i) % EMA_EVERY == 0:
                 # The decay warms up, so that the first, random weights are soon forgotten.
                 warm_up = (step + i + 1) / (step + i + 10)
                 decay = tf.minimum(tf.cast(warm_up, tf.float32), EMA)
-                self.update_average(decay**EMA_EVERY)
+                self.update_average(decay**EMA_EVERY)  # as if it were done every time
         if not EMA:
-            self.update_average(0.0)
+            self.update_average(0.0)  # a copy: the pictures show G itself
 
     def iterate(self, batches, step, penalty_weight):
         """Do an iteration on every replica and add its metrics to the epoch's sums."""
@@ -247,7 +247,7 @@ class GAN:
             key = (step * updates + k) * self.replicas + tf.cast(replica, tf.int64)
             with tf.GradientTape() as tape:
                 fake = self.generator(draw_noise(size, key), training=True)
-                if k < D_STEPS:
+                if k < D_STEPS:  # with G's tape paused; G is then judged by the updated D
                     with tape.stop_recording():
                         real = to_floats(batches[k, replica * size : (replica + 1) * size])
                         d_loss, *others = self.update_discriminator(real, fake, penalty_weight)
@@ -632,8 +632,10 @@ def lock(folder):
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         raise Problem(f"{folder} is being trained by another process") from None
+    except OSError as error:
+        warn(f"{folder} cannot be locked ({error}); do not train this run twice at once")
     return file
 
 
@@ -661,7 +663,8 @@ def check_finite(gan):
     if not all(np.isfinite(variable.numpy()).all() for variable in gan.variables()):
         raise Problem(
             f"training diverged in epoch {gan.epoch + 1}, by step {gan.step:,}: a loss or a weight "
-            "is no finite number. Its last checkpoint is good: --resume with a lower LEARNING_RATE",
+            "is no finite number. Go on from the checkpoint before with --resume and a lower "
+            "LEARNING_RATE",
             status=1,
         )
 
@@ -674,7 +677,8 @@ def save_checkpoint(folder, gan):
     (folder / "checkpoint").mkdir(exist_ok=True)
     file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
     write(file, lambda temporary: np.savez(temporary, *values))
-    for old in sorted(file.parent.glob("step-*.npz"), key=os.path.getmtime)[:-3]:
+    others = [other for other in file.parent.glob("step-*.npz") if other != file]
+    for old in sorted(others, key=os.path.getmtime)[:-2]:
         old.unlink()
 
 
@@ -707,6 +711,8 @@ def restore(gan, checkpoint):
     gan.epoch, gan.position, gan.step = counters.tolist()
     for variable, value in zip(variables, values):
         variable.assign(value)
+    for optimizer in (gan.g_optimizer, gan.d_optimizer):  # LEARNING_RATE may be a new one
+        optimizer.learning_rate.assign(float(LEARNING_RATE))
 
 
 def write_rows(folder, rows):
@@ -811,8 +817,8 @@ def train_epoch(gan, images, folder, signals):
 
 
 COLLAPSE = (
-    "G makes nearly the same image again and again (mode collapse). Try GRADIENT_PENALTY=1, a "
-    "lower LEARNING_RATE, or PRIOR=sphere."
+    "G makes nearly the same image again and again (mode collapse). Try GRADIENT_PENALTY=1 or a "
+    "lower LEARNING_RATE."
 )
 OVERPOWERED = (
     "D tells nearly all fakes from real images, and G learns little from it. Try a larger "
@@ -956,6 +962,7 @@ def run(resume, run_folder, changes, signals):
             raise Problem("--run goes with --resume; a new run makes its own folder")
         globals().update(changes)
         check_settings({name: globals()[name] for name in SETTINGS})
+        globals().update([parse_setting(f"DATA={DATA}")])
         try:
             name, images = load_images()
         except NoMnist as problem:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -420,3 +421,28 @@ def test_batch_size_can_change_in_the_middle_of_an_epoch(small, images, tmp_path
     assert gan.train(model, images, tmp_path, [])
     assert all(0 <= float(row["D accuracy"]) <= 1 for row in rows(tmp_path))
     assert model.step == 1 + 2 + 2
+
+
+@pytest.mark.parametrize("decay", [False, True])
+def test_a_new_learning_rate_is_used_by_a_resumed_run(small, images, tmp_path, decay):
+    small(EPOCHS=1, LR_DECAY=decay)
+    gan.train(gan.GAN(images), images, tmp_path, [])
+    small(EPOCHS=2, LR_DECAY=False, LEARNING_RATE=1e-12)
+    model = gan.GAN(images)
+    gan.restore(model, gan.read_checkpoint(tmp_path))
+    before = [variable.numpy() for variable in model.generator.trainable_variables]
+    gan.train(model, images, tmp_path, [])
+    after = [variable.numpy() for variable in model.generator.trainable_variables]
+    assert all(np.allclose(a, b, atol=1e-9) for a, b in zip(before, after))
+
+
+def test_a_new_checkpoint_is_kept_beside_files_from_the_future(small, images, tmp_path):
+    small(EPOCHS=3)
+    gan.train(gan.GAN(images), images, tmp_path, [])
+    for path in (tmp_path / "checkpoint").iterdir():
+        os.utime(path, (4e9, 4e9))
+    model = gan.GAN(images)
+    model.step = 1
+    gan.save_checkpoint(tmp_path, model)
+    names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
+    assert len(names) == 3 and "step-000000001.npz" in names
