@@ -572,8 +572,8 @@ def read_picture(file):
 CHECKPOINT_SECONDS = 600  # between checkpoints inside a long epoch
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
-ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}   {D accuracy:4.0%}"
-ROW += "  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
+ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
+ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 # What a resumed run cannot change: its data, and the networks' shapes and range of pixels.
 FIXED = ("DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "G_HIDDEN", "D_HIDDEN", "BATCH_NORM")
 FIXED += ("OUTPUT", "PRIOR")
