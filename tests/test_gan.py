@@ -143,6 +143,23 @@ def test_the_sphere_prior_ignores_the_length_of_the_noise(small):
     assert np.allclose(generator(noise), generator(7 * noise), atol=1e-6)
 
 
+@pytest.mark.parametrize("beta_1, beta_2", [(0.0, 0.99), (0.9, 0.999)])
+def test_the_fused_adam_moves_a_variable_as_that_of_keras_does(beta_1, beta_2):
+    ends = []
+    for kind in (gan.FusedAdam, keras.optimizers.Adam):
+        variables = keras.Variable(np.ones((3, 4), np.float32)), keras.Variable(2.0)
+        optimizer = kind(0.01, beta_1, beta_2)
+        for i in range(5):
+            gradients = tf.cos(tf.range(12.0) + i), tf.constant(0.1 * i)
+            optimizer.apply_gradients(
+                zip((tf.reshape(gradients[0], (3, 4)), gradients[1]), variables)
+            )
+        ends.append([variable.numpy() for variable in (*variables, *optimizer.variables)])
+    for fused, plain in zip(*ends, strict=True):
+        assert np.allclose(fused, plain, rtol=1e-5)
+    assert not np.allclose(ends[0][0], 1, atol=0.01)
+
+
 def test_learning_rate_falls_linearly_to_zero_or_stays(small, images):
     model = gan.GAN(images)  # 2 epochs of 100 images
     model.train(batches(images, 1), 5, 100)
