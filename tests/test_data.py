@@ -514,6 +514,13 @@ def test_a_bad_image_is_skipped_with_a_warning_that_names_it(load, tmp_path, cap
     assert len([line for line in lines if "warning" in line and name in line]) == 1
 
 
+def test_hundreds_of_images_keep_their_order_where_some_are_bad(load, tmp_path):
+    good = [i for i in range(250) if i % 9]
+    for i in range(250):
+        save(tmp_path / f"{i:03}.png", plain(i) if i in good else b"no image at all\n")
+    assert load(tmp_path, IMAGE_SIZE=8)[:, 0, 0, 0].tolist() == good
+
+
 def test_after_three_bad_images_only_their_number_is_told(load, tmp_path, capsys):
     for i in range(7):
         save(tmp_path / f"bad{i}.png", b"no image at all\n")
