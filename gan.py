@@ -7,15 +7,18 @@ look real.
     python gan.py                       train on MNIST; pictures appear in samples/mnist-001
     python gan.py EPOCHS=5 DATA=faces   the same with other settings, for one run
     python gan.py --resume              go on with the newest run where it stopped
+    python gan.py --sample 1000         save 1,000 new images of the newest run
     python gan.py --help                all options and settings
 """
 
 import argparse
 import ast
+import atexit
 import csv
 import difflib
 import gzip
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
@@ -23,14 +26,17 @@ import mmap
 import os
 import queue
 import re
+import shutil
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 import urllib.request
 import warnings
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,11 +61,11 @@ finally:
 # fmt: off
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
 IMAGE_SIZE = 64           # pixels, 2 to 1024: side of the images of a folder
-MODEL = "mlp"             # "mlp"
+MODEL = "mlp"             # "mlp", or "dcgan" (convolutions; relu in G, leaky in D)
 Z_SIZE = 32               # length of the noise vector z, 1 or more
 PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
-G_HIDDEN = 1024           # units of G's hidden layer; 256,512 for two of them
-D_HIDDEN = 512            # units of D's hidden layer; 512,256 for two of them
+G_HIDDEN = 1024           # units of G's hidden layer; 256,512: two; dcgan: channels
+D_HIDDEN = 512            # units of D's hidden layer; 512,256: two; dcgan: channels
 ACTIVATION = "relu"       # of hidden layers: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
 OUTPUT = "sigmoid"        # "sigmoid": pixels 0 to 1, or "tanh": -1 to 1
@@ -88,16 +94,23 @@ SETTINGS = [name for name in globals() if name.isupper()]
 # ------------------------------------------------------------------------------------------------
 # Networks
 # ------------------------------------------------------------------------------------------------
+def activate(activation, normalize=True):
+    """Return what follows a hidden layer: its activation, and before it batch normalisation."""
+    leaky = activation == "leaky_relu"
+    last = layers.LeakyReLU(LEAK) if leaky else layers.Activation(activation)
+    return [layers.BatchNormalization(momentum=0.8), last] if BATCH_NORM and normalize else [last]
+
+
 def hidden_layers(widths):
     """Return the hidden layers of an MLP; widths is the units of one, or a tuple of several."""
-    stack = []
-    for width in widths if isinstance(widths, tuple) else (widths,):
-        stack.append(layers.Dense(width))
-        if BATCH_NORM:
-            stack.append(layers.BatchNormalization(momentum=0.8))
-        leaky = ACTIVATION == "leaky_relu"
-        stack.append(layers.LeakyReLU(LEAK) if leaky else layers.Activation(ACTIVATION))
-    return stack
+    widths = widths if isinstance(widths, tuple) else (widths,)
+    return [layer for units in widths for layer in (layers.Dense(units), *activate(ACTIVATION))]
+
+
+def strided(kind, channels, **options):
+    """Return a convolution of a dcgan, which halves or (if transposed) doubles both sides."""
+    weights = keras.initializers.RandomNormal(0, 0.02)
+    return kind(channels, 5, 2, padding="same", kernel_initializer=weights, **options)
 
 
 def build_generator(shape):
@@ -105,15 +118,31 @@ def build_generator(shape):
     stack = [keras.Input((Z_SIZE,))]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         stack += [layers.UnitNormalization(), layers.Rescaling(math.sqrt(Z_SIZE))]
-    stack += hidden_layers(G_HIDDEN)
-    stack += [layers.Dense(math.prod(shape), activation=OUTPUT), layers.Reshape(shape)]
+    if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434
+        height, width, channels = shape
+        first = height >> len(G_HIDDEN), width >> len(G_HIDDEN), G_HIDDEN[0]
+        weights = keras.initializers.RandomNormal(0, 0.02)
+        stack += [layers.Dense(math.prod(first), kernel_initializer=weights)]
+        stack += [layers.Reshape(first), *activate("relu")]
+        for width in G_HIDDEN[1:]:
+            stack += [strided(layers.Conv2DTranspose, width), *activate("relu")]
+        stack += [strided(layers.Conv2DTranspose, channels, activation=OUTPUT)]
+    else:
+        stack += hidden_layers(G_HIDDEN)
+        stack += [layers.Dense(math.prod(shape), activation=OUTPUT), layers.Reshape(shape)]
     return keras.Sequential(stack, name="generator")
 
 
 def build_discriminator(shape):
     """Return the discriminator: images [n, *shape] -> logits [n, 1], above 0 for "real"."""
-    stack = [keras.Input(shape), layers.Flatten(), *hidden_layers(D_HIDDEN), layers.Dense(1)]
-    return keras.Sequential(stack, name="discriminator")
+    stack = [keras.Input(shape)]
+    if MODEL == "dcgan":
+        for i, width in enumerate(D_HIDDEN):
+            stack += [strided(layers.Conv2D, width), *activate("leaky_relu", normalize=i > 0)]
+        stack += [layers.Flatten()]
+    else:
+        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN)]
+    return keras.Sequential([*stack, layers.Dense(1)], name="discriminator")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -201,11 +230,11 @@ class FusedAdam(keras.optimizers.Adam):
 class GAN:
     """Both networks, their optimizers, and the moving average of the generator (EMA)."""
 
-    def __init__(self, images):
-        """Build everything for images, uint8 [N, H, W, C]."""
+    def __init__(self, images, strategy=None):
+        """Build everything for images, uint8 [N, H, W, C], on the devices of the strategy."""
         keras.utils.set_random_seed(SEED)
         shape = images.shape[1:]
-        self.strategy = tf.distribute.get_strategy()
+        self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
             self.generator = build_generator(shape)
@@ -312,11 +341,12 @@ class GAN:
         for average, value in zip(self.average.variables, self.generator.variables):
             average.assign_add((1.0 - decay) * (value - average))
 
-    def generate(self, noise):
-        """Return uint8 images [n, H, W, C] of the averaged generator for noise [n, Z_SIZE]."""
-        starts = range(0, len(noise), 500)
-        parts = [self.average(noise[i : i + 500], training=False) for i in starts]
-        return to_pixels(np.concatenate(parts))
+
+def generate(generator, noise):
+    """Return the generator's uint8 images [n, H, W, C] for noise [n, Z_SIZE]."""
+    starts = range(0, len(noise), 500)
+    parts = [generator(noise[i : i + 500], training=False) for i in starts]
+    return to_pixels(np.concatenate(parts))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -746,17 +776,9 @@ def restore(gan, checkpoint):
         optimizer.learning_rate.assign(float(LEARNING_RATE))
 
 
-def write_rows(folder, rows):
-    """Write the rows, one for each epoch, to losses.csv."""
-
-    def save(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as lines:
-            csv.writer(lines).writerow(COLUMNS)
-            csv.writer(lines).writerows([f"{value:.7g}" for value in row] for row in rows)
-
-    write(folder / "losses.csv", save)
-
-
+# ------------------------------------------------------------------------------------------------
+# Pictures
+# ------------------------------------------------------------------------------------------------
 def tile(images, columns):
     """Return a picture of images, uint8 [n, H, W, C], in rows of columns with thin gaps."""
     _, height, width, channels = images.shape
@@ -767,6 +789,124 @@ def tile(images, columns):
     rows = np.pad(rows, ((0, gap), (0, gap), (0, 0)), constant_values=80)
     picture = Image.fromarray(rows[..., 0] if channels == 1 else rows)
     return ImageOps.scale(picture, max(1, 600 // picture.width), Image.Resampling.NEAREST)
+
+
+def ticks(low, high, most, finest):
+    """Return round numbers from low to high: at most that many, finest or more apart."""
+    steps = (n * 10.0**power for power in range(-3, 40) for n in (1, 2, 5))
+    step = next(step for step in steps if step >= finest and (high - low) / step < most)
+    return np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step
+
+
+def plot(rows):
+    """Return a chart, 800 x 500, of rows: the losses, and below them how real D finds images."""
+    picture, font = Image.new("RGB", (800, 500), "white"), ImageFont.load_default(14)
+    draw = ImageDraw.Draw(picture)
+    epochs, d_loss, g_loss, real, fake, *_ = np.transpose(rows)
+    xs = 60 + 710 * (epochs - 1) / max(1, epochs[-1] - 1)
+    losses = min(0, g_loss.min()), max(1, d_loss.max(), g_loss.max())
+    judgements = ("D(x): of real images", real), ("D(G(z)): of fakes, 0.5 is a draw", fake)
+    panels = ((35, losses, (("D loss", d_loss), ("G loss", g_loss))), (275, (0, 1), judgements))
+    for top, (low, high), lines in panels:
+        for tick in ticks(low, high, 5, 0.001):
+            y = top + 180 * (high - tick) / (high - low)
+            draw.line((60, y, 770, y), "#888888" if top == 275 and tick == 0.5 else "#dddddd")
+            draw.text((52, y), f"{tick:g}", "black", font, anchor="rm")
+        for epoch in ticks(1, epochs[-1], 13, 1):
+            draw.text(
+                (np.interp(epoch, epochs, xs), top + 185), f"{epoch:.0f}", "black", font, "ma"
+            )
+        for (name, line), color, left in zip(lines, ("#1f5fd0", "#d0451f"), (60, 260)):
+            draw.text((left, top - 25), name, color, font)
+            points = list(zip(xs, top + 180 * (high - line) / (high - low)))
+            draw.line(points, color, 2, joint="curve")
+            for x, y in points if len(points) < 40 else ():
+                draw.ellipse((x - 2, y - 2, x + 2, y + 2), color)
+    draw.text((415, 477), "epoch", "black", font, anchor="ma")
+    return picture
+
+
+def save_history(folder):
+    """Write training.gif and progress.png, both made of the pictures of the run's epochs."""
+    files = sorted(folder.glob("epoch-*.png"), key=lambda file: int(file.stem[6:]))
+    pictures = [picture for file in files if (picture := open_picture(file))]
+    pictures = [picture for picture in pictures if picture.size == pictures[-1].size]
+    if not pictures:
+        return
+
+    def thin(count):
+        return [pictures[i] for i in sorted({*np.linspace(0, len(pictures) - 1, count, dtype=int)})]
+
+    rows = thin(11)  # the first one and one for each tenth
+    width, height = rows[0].width, rows[0].height // GRID
+    progress = Image.new(rows[0].mode, (width, height * len(rows)))
+    for i, picture in enumerate(rows):
+        progress.paste(picture, (0, height * i))
+    write(folder / "progress.png", progress.save)
+    frames = [picture.convert("RGB").quantize(32) for picture in thin(100)]
+    times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
+
+    def animate(path):
+        side = 600
+        while True:
+            small = [ImageOps.contain(frame, (side, side)) for frame in frames]
+            small[0].save(path, save_all=True, append_images=small[1:], duration=times, loop=0)
+            if path.stat().st_size < 3e6 or side < 100:
+                break
+            side = side * 3 // 4
+
+    write(folder / "training.gif", animate)
+
+
+def open_picture(file):
+    """Return the picture in file, or None where it is damaged."""
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+            return picture
+    except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
+        return warn(f"{file} is damaged ({first_line(error)}); left out")
+
+
+def tensorboard(folder, rows):
+    """Return a function that adds an epoch's row to TensorBoard's curves; show it the rows."""
+    if not importlib.util.find_spec("tensorboard"):
+        return lambda row: None
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()  # all epochs are written anew, so that none is there twice
+    writer = tf.summary.create_file_writer(str(folder))
+
+    def show(row):
+        with writer.as_default(int(row[0])):
+            for name, value in zip(COLUMNS[1:], row[1:]):
+                tf.summary.scalar(name, value)
+            file = folder / f"epoch-{row[0]:03.0f}.png"
+            if file.exists() and (picture := open_picture(file)):
+                pixels = np.asarray(picture)
+                tf.summary.image("samples", pixels.reshape(1, *pixels.shape[:2], -1))
+        writer.flush()
+
+    with writer.as_default(0):
+        text = "\n".join(f"    {name} = {globals()[name]!r}" for name in SETTINGS)
+        tf.summary.text("settings", text)
+    for row in rows:
+        show(row)
+    return show
+
+
+# ------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------
+def write_rows(folder, rows):
+    """Write the rows, one for each epoch, to losses.csv, and draw them in losses.png."""
+
+    def save(temporary):
+        with open(temporary, "w", newline="", encoding="utf-8") as lines:
+            csv.writer(lines).writerow(COLUMNS)
+            csv.writer(lines).writerows([f"{value:.7g}" for value in row] for row in rows)
+
+    write(folder / "losses.csv", save)
+    write(folder / "losses.png", plot(rows).save)
 
 
 def pixel_spread(images):
@@ -780,13 +920,14 @@ def train(gan, images, folder, signals):
     real_spread = pixel_spread(images[:: max(1, len(images) // 1000)])
     said = {}
     if gan.step == 0:
-        write(folder / "epoch-000.png", tile(gan.generate(noise)[: GRID**2], GRID).save)
+        write(folder / "epoch-000.png", tile(generate(gan.average, noise)[: GRID**2], GRID).save)
+    show = tensorboard(folder, gan.rows)
     print(HEADER)
     while gan.epoch < EPOCHS:
         if not train_epoch(gan, images, folder, signals):
             return False
         check_finite(gan)
-        fakes = gan.generate(noise)
+        fakes = generate(gan.average, noise)
         iterations, *sums = gan.sums.numpy()
         row = {name: total / max(iterations, 1) for name, total in zip(METRICS, sums)}
         row |= {"epoch": gan.epoch + 1, "images/s": gan.speed, "seconds": gan.seconds}
@@ -798,7 +939,9 @@ def train(gan, images, folder, signals):
         write(folder / f"epoch-{gan.epoch:03}.png", tile(fakes[: GRID**2], GRID).save)
         write_rows(folder, gan.rows)
         write(folder / "generator.keras", gan.average.save)
+        write(folder / "discriminator.keras", gan.discriminator.save)
         save_checkpoint(folder, gan)
+        show(gan.rows[-1])
         show_progress("")
         print(ROW.format(EPOCHS, **row))
         said = explain(row, said)
@@ -841,8 +984,9 @@ def train_epoch(gan, images, folder, signals):
         show_progress(
             f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {trained / seconds:,.0f} images/s"
         )
-        # Half a second of work at a time keeps the overhead low and Ctrl-C quick.
-        n = max(1, min(most, int(0.5 * n / (now - started))))
+        # Half a second of work at a time keeps the overhead low and Ctrl-C quick. Several workers
+        # must all do the same at a time, whatever their speed, or they wait for each other.
+        n = 20 if gan.replicas > 1 else max(1, min(most, int(0.5 * n / (now - started))))
     gan.speed, gan.seconds = trained / max(seconds, 1e-9), time.perf_counter() - began
     return True
 
@@ -877,7 +1021,7 @@ def settings_block():
 
 # fmt: off
 CHOICES = {
-    "MODEL": ("mlp",), "OUTPUT": ("tanh", "sigmoid"), "LOSS": ("non-saturating", "minimax"),
+    "MODEL": ("mlp", "dcgan"), "OUTPUT": ("tanh", "sigmoid"), "LOSS": ("non-saturating", "minimax"),
     "ACTIVATION": ("leaky_relu", "relu", "tanh"), "PRIOR": ("normal", "sphere"),
     "EARLY_STOP": (None,), "BATCH_NORM": (True, False), "LR_DECAY": (True, False),
 }
@@ -920,6 +1064,23 @@ def check_settings(settings):
             raise Problem(f"{name}={str(value)[:99]} will not do; {hint}")
 
 
+def check_stages(images):
+    """Raise Problem where a dcgan's stages, which halve the images' sides, do not fit them."""
+    if MODEL != "dcgan":
+        return
+    if tuple not in (type(G_HIDDEN), type(D_HIDDEN)) or type(G_HIDDEN) is not type(D_HIDDEN):
+        raise Problem("MODEL=dcgan needs channels for each stage: G_HIDDEN=128,64 D_HIDDEN=64,128")
+    height, width = images.shape[1:3]
+    unit = 2 ** max(len(G_HIDDEN), len(D_HIDDEN))
+    if height % unit or width % unit:
+        fit = max(1, height // unit) * unit
+        raise Problem(
+            f"DATA={DATA} has images of {width} x {height}, but G_HIDDEN and D_HIDDEN have "
+            f"{int(math.log2(unit))} stages, so sides must be multiples of {unit}: use fewer "
+            f"stages, or for a folder of images IMAGE_SIZE={fit} or {fit + unit}"
+        )
+
+
 def parse_setting(argument):
     """Return (name, value) of NAME=value, whose value is a literal or else a text."""
     name, equals, value = argument.partition("=")
@@ -949,7 +1110,45 @@ def open_run(folder, changes):
     check_settings(settings)
     globals().update(settings)
     for leftover in (*folder.glob("tmp-*"), *folder.glob("checkpoint/tmp-*")):
-        leftover.unlink()  # of a process that was killed while it wrote
+        # It belonged to a process that was killed while it wrote.
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def choose_strategy():
+    """Return (strategy, whether this process is the chief, the one that keeps the run).
+
+    TF_CONFIG names this machine's place among several. Raises Problem.
+    """
+    if "TF_CONFIG" in os.environ:
+        try:
+            config = json.loads(os.environ["TF_CONFIG"])
+            kind, index = config["task"]["type"], config["task"]["index"]
+            print(f"worker         {kind} {index}, with {config['cluster']}")
+            strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it
+            raise Problem(f"TF_CONFIG cannot be used: {first_line(error)}") from None
+        return strategy, kind == "chief" or (index == 0 and "chief" not in config["cluster"])
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy(), True
+    return tf.distribute.get_strategy(), True
+
+
+def check_workers(gan, images):
+    """Raise Problem where the workers differ in their settings, data or checkpoint."""
+    settings = [globals()[name] for name in SETTINGS if name not in ("DATA", "OUT")]
+    facts = repr((settings, images.shape, gan.step)).encode() + images[:100].tobytes()
+    mine = float(zlib.crc32(facts))
+
+    @tf.function
+    def mean():
+        values = gan.strategy.run(lambda: tf.constant(mine, tf.float64))
+        return gan.strategy.reduce("MEAN", values, axis=None)
+
+    if float(mean()) != mine:
+        raise Problem(
+            "the workers differ in their settings, data or checkpoint; start all of them with the "
+            "same command, and for --resume with an OUT that all of them see"
+        )
 
 
 def describe(name, images, gan, folder):
@@ -960,10 +1159,13 @@ def describe(name, images, gan, folder):
     print(f"data           {name}: {count:,} {kind} images, {width} x {height}")
     for network in (gan.generator, gan.discriminator):
         sizes = [math.prod(network.input_shape[1:])]
-        sizes += [layer.units for layer in network.layers if hasattr(layer, "units")]
-        units, parameters = "-".join(map(str, sizes)), network.count_params()
+        sizes += [vars(x).get("units") or vars(x).get("filters") for x in network.layers]
+        units, parameters = "-".join(str(n) for n in sizes if n), network.count_params()
         print(f"{network.name:14} {units}: {parameters:,} parameters")
-    print(f"device         {f'{gpus} GPU' if gpus else f'CPU, {os.cpu_count()} cores'}")
+    replicas = f", {gan.replicas} replicas" if gan.replicas > 1 else ""
+    print(f"device         {f'{gpus} GPU' if gpus else f'CPU, {os.cpu_count()} cores'}{replicas}")
+    if not importlib.util.find_spec("tensorboard"):
+        print("tensorboard    not installed; for curves of all runs: pip install tensorboard")
     print(f"run            {folder}\n")
 
 
@@ -976,10 +1178,14 @@ def resume_command(folder, *settings):
 def run(resume, run_folder, changes, signals):
     """Train a new run or go on with one; return the exit status. Raises Problem."""
     check_settings(changes)
-    checkpoint = None
+    strategy, chief = choose_strategy()
+    if not chief:  # it trains as the chief does, but what it prints and writes is of no use
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    checkpoint = locked = None
     if resume:
         folder = find_run(run_folder, changes.get("OUT", OUT))
-        locked = lock(folder)
+        if chief:
+            locked = lock(folder)
         open_run(folder, changes)
         checkpoint = read_checkpoint(folder)
         done = int(checkpoint[-2][0]) if checkpoint else 0
@@ -1004,10 +1210,19 @@ def run(resume, run_folder, changes, signals):
     if len(images) < BATCH_SIZE * D_STEPS:
         need = f"BATCH_SIZE={BATCH_SIZE}" + (f" times D_STEPS={D_STEPS}" if D_STEPS > 1 else "")
         raise Problem(f"DATA={DATA} has only {len(images)} images, but {need}")
-    gan = GAN(images)
+    replicas = strategy.num_replicas_in_sync
+    if BATCH_SIZE % replicas:
+        raise Problem(f"BATCH_SIZE={BATCH_SIZE} cannot be divided among {replicas} replicas")
+    check_stages(images)
+    gan = GAN(images, strategy)
     if checkpoint:
         restore(gan, checkpoint)
-    if not resume:
+    if replicas > 1:
+        check_workers(gan, images)
+    if not chief:
+        globals().update(OUT=tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, OUT, ignore_errors=True)
+    if not (resume and chief):
         folder = make_folder(name)
         locked = lock(folder)  # noqa: F841 - until the process ends
     save_settings(folder)
@@ -1020,13 +1235,72 @@ def run(resume, run_folder, changes, signals):
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     began = time.perf_counter()
-    if train(gan, images, folder, signals):
+    finished = train(gan, images, folder, signals)
+    save_history(folder)
+    if finished:
         print(f"\nDone in {time.perf_counter() - began:.0f} s: see {folder}. To train longer:")
         print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
         return 0
     show_progress("")
     print(f"\nStopped; nothing is lost. To go on:\n    {resume_command(folder)}")
     return 128 + signals[0]
+
+
+def sample(count, run_folder, changes):
+    """Save count new images of a run's generator; return the exit status. Raises Problem."""
+    check_settings(changes)
+    for name in set(changes) - {"SEED", "OUT"}:
+        raise Problem(f"{name} cannot be set with --sample, only SEED and OUT")
+    folder = find_run(run_folder, changes.get("OUT", OUT))
+    settings = read_settings(folder) | changes | {"OUT": str(folder.parent)}
+    check_settings(settings)
+    globals().update(settings)
+    file = folder / "generator.keras"
+    try:
+        generator = keras.saving.load_model(file, compile=False)  # safe: it runs no stored code
+        first = generate(generator, draw_noise(500, -3))
+    except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
+        reason = first_line(error) if file.exists() else "the run has not finished an epoch"
+        raise Problem(f"{file} cannot be used: {reason}") from None
+    generated, fresh = folder / "generated", folder / f"tmp-{os.getpid()}-generated"
+    if generated.is_symlink():
+        raise Problem(f"{generated} is a link; remove it, as images in it would be replaced")
+    fresh.mkdir()
+    try:
+        for start in range(0, count, 500):
+            show_progress(f"drawing images: {start:,} of {count:,}")
+            images = generate(generator, draw_noise(500, -3 - start)) if start else first
+            for i, image in enumerate(images[: count - start], start):
+                image = image[..., 0] if image.shape[2] == 1 else image
+                Image.fromarray(image).save(fresh / f"{i:05}.png")
+        generated.mkdir(exist_ok=True)
+        for old in generated.glob("[0-9]*.png"):
+            old.unlink()  # of an older call: these do not mix
+        for file in fresh.iterdir():
+            file.rename(generated / file.name)
+    finally:
+        shutil.rmtree(fresh)
+        show_progress("")
+    columns = min(GRID, count, len(first))
+    shown = columns * min(GRID, min(count, len(first)) // columns)
+    write(folder / "grid.png", tile(first[:shown], columns).save)
+    ends = draw_noise(16, -4).numpy()
+    latents = np.concatenate([walk(*pair, 10) for pair in zip(ends[::2], ends[1::2])])
+    write(folder / "interpolation.png", tile(generate(generator, latents), 10).save)
+    print(f"{count:,} images: {generated / '00000.png'} and so on")
+    print(f"the first {shown} in one picture: {folder / 'grid.png'}")
+    print(f"walks from one noise vector to another, a row each: {folder / 'interpolation.png'}")
+    return 0
+
+
+def walk(start, end, steps):
+    """Return noise vectors [steps, Z_SIZE] from start to end: on a sphere, as normal noise is."""
+    t = np.linspace(0, 1, steps, dtype=np.float32)[:, np.newaxis]
+    cosine = start @ end / (np.linalg.norm(start) * np.linalg.norm(end))
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    if not isinstance(PRIOR, str) or np.sin(angle) < 1e-3:
+        return (1 - t) * start + t * end
+    return (np.sin((1 - t) * angle) * start + np.sin(t * angle) * end) / np.sin(angle)
 
 
 def fail(message, status):
@@ -1039,7 +1313,7 @@ def main():
     """Run the command line; return its exit status: 2 for bad input, 1 for what broke later."""
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
     parser = argparse.ArgumentParser(
-        usage="python gan.py [NAME=value ...] [--resume] [--run FOLDER]",
+        usage="python gan.py [NAME=value ...] [--resume | --sample N] [--run FOLDER]",
         description="Trains a GAN; look at the pictures that it saves after each epoch.",
         epilog="settings, with their defaults, for NAME=value:\n\n" + settings_block(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -1047,16 +1321,25 @@ def main():
     )
     parser.add_argument("settings", nargs="*", metavar="NAME=value", help="a setting of this run")
     parser.add_argument("--resume", action="store_true", help="go on with a run where it stopped")
+    parser.add_argument("--sample", type=int, metavar="N", help="save N new images of a run")
     parser.add_argument("--run", metavar="FOLDER", help="the run (default: the newest one)")
     parser.error = lambda message: sys.exit(fail(f"{message}; see --help", 2))
     options = parser.parse_intermixed_args()
     try:
         changes = dict(map(parse_setting, options.settings))
-        return run(options.resume, options.run, changes, [])
+        if options.sample is None:
+            return run(options.resume, options.run, changes, [])
+        if options.resume or not 0 < options.sample <= 10**6:
+            raise Problem("--sample takes a number of images from 1 to 1,000,000, and no --resume")
+        return sample(options.sample, options.run, changes)
     except Problem as problem:
         return fail(problem, problem.status)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return fail("out of memory; try a smaller BATCH_SIZE or smaller networks", 1)
+    except tf.errors.OpError as error:
+        if "TF_CONFIG" in os.environ:
+            return fail("another worker is gone; start all of them again, with --resume", 1)
+        return fail(f"TensorFlow failed: {str(error).strip().splitlines()[-1][:300]}", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}; what was saved before is whole", 1)

@@ -153,7 +153,7 @@ def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path, number, st
     asked = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 2
+    assert time.monotonic() - asked < 10  # far less on an idle machine: a chunk and the files
     assert process.returncode == status and err == ""
     command = re.search(r"python gan.py (--resume --run \S+)", out)[1].split()
     assert not (folder / "epoch-003.png").exists()

@@ -1,0 +1,121 @@
+"""The dcgan, and the systems that people come from: each by settings alone."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+from conftest import ROOT, run
+
+import gan
+
+RECIPES = re.findall(
+    r"^    (python gan\.py .*(?:\\\n.*)*)$",
+    (ROOT / "README.md").read_text(encoding="utf-8").partition("## Recipes")[2].partition("\n## ")[0],
+    re.MULTILINE,
+)
+# The weights, biases and (for batch normalisation, 4 a channel) statistics of the five systems.
+COUNTS = [
+    (101 * 128 + 129 * 784, 785 * 128 + 129),
+    (201 * 600 + 601 * 784, 785 * 600 + 601),
+    (101 * 128 + 129 * 784, 785 * 128 + 129),
+    (
+        101 * 256 + 257 * 512 + 513 * 1024 + 1025 * 784 + 4 * (256 + 512 + 1024),
+        785 * 512 + 513 * 256 + 257,
+    ),
+    (
+        101 * 6272 + 4 * 128 + (25 * 128 + 1) * 64 + 4 * 64 + 25 * 64 + 1,
+        26 * 64 + (25 * 64 + 1) * 128 + 4 * 128 + 6272 + 1,
+    ),
+]
+
+
+def recipe_settings(recipe):
+    """Return the settings of a recipe's command, checked."""
+    words = shlex.split(recipe.replace("\\\n", " "))[2:]
+    settings = dict(map(gan.parse_setting, words))
+    gan.check_settings(settings)
+    return settings
+
+
+def test_there_is_a_recipe_for_each_of_the_five_systems():
+    assert len(RECIPES) >= 5
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_recipe_has_the_posts_parameters_and_moves_both_networks(small, number):
+    settings = recipe_settings(RECIPES[number]) | {"DATA": "mnist"}
+    small(**{**vars_of_defaults(), **settings})
+    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28, 1), np.uint8)
+    model = gan.GAN(images)
+    networks = model.generator, model.discriminator
+    assert tuple(network.count_params() for network in networks) == COUNTS[number]
+    before = [[weight.numpy() for weight in network.weights] for network in networks]
+    batches = np.resize(images, (2, gan.D_STEPS, gan.BATCH_SIZE, 28, 28, 1))
+    model.train(batches, 0, 0)
+    for network, old in zip(networks, before):
+        for weight, value in zip(network.weights, old):
+            assert not np.array_equal(weight.numpy(), value), weight.path
+
+
+def vars_of_defaults():
+    """Return the settings as they stand in gan.py, which small has shrunk."""
+    lines = re.findall(r"^(\w+) = (.*?) +# ", gan.settings_block(), re.MULTILINE)
+    return {name: gan.ast.literal_eval(value) for name, value in lines}
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_recipes_command_runs_cut_short(tmp_path, number):
+    np.save(tmp_path / "few.npy", np.random.default_rng(0).integers(0, 256, (300, 28, 28), np.uint8))
+    words = shlex.split(RECIPES[number].replace("\\\n", " "))[2:]
+    status, out, err = run(tmp_path, *words, DATA="few.npy", EPOCHS=1)
+    assert (status, err) == (0, "") and "1/1" in out
+
+
+DCGAN = {"MODEL": "dcgan", "G_HIDDEN": (6, 4), "D_HIDDEN": (4, 6), "BATCH_NORM": True}
+
+
+def test_a_dcgan_is_built_of_strided_convolutions_alone(small):
+    small(**DCGAN)
+    generator, discriminator = (
+        build((12, 20, 3)) for build in (gan.build_generator, gan.build_discriminator)
+    )
+    kinds = [type(layer).__name__ for layer in generator.layers]
+    assert kinds.count("Conv2DTranspose") == 2 and kinds.count("BatchNormalization") == 2
+    assert kinds.count("Dense") == 1 and generator.output_shape == (None, 12, 20, 3)
+    kinds = [type(layer).__name__ for layer in discriminator.layers]
+    assert kinds.count("Conv2D") == 2 and kinds.count("BatchNormalization") == 1
+    assert kinds.index("BatchNormalization") > kinds.index("LeakyReLU")  # none on D's input
+    assert discriminator.layers[-2].output.shape == (None, 3 * 5 * 6)
+    for network in (generator, discriminator):
+        kernels = [w.numpy() for w in network.weights if w.path.endswith("kernel")][:-1]
+        assert all(np.std(kernel) == pytest.approx(0.02, rel=0.3) for kernel in kernels)
+
+
+def test_a_dcgan_stopped_and_resumed_equals_one_never_stopped(small, tmp_path):
+    small(**DCGAN, OUT=str(tmp_path))
+    images = np.random.default_rng(0).integers(0, 256, (100, 12, 20, 3), np.uint8)
+    ends = []
+    for stops in (False, True):
+        model, folder = gan.GAN(images), gan.make_folder("dcgan")
+        if stops:
+            assert not gan.train(model, images, folder, [2])
+            model = gan.GAN(images)
+            gan.restore(model, gan.read_checkpoint(folder))
+        assert gan.train(model, images, folder, [])
+        ends.append([variable.numpy() for variable in model.variables()])
+    assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"G_HIDDEN": 64}, "G_HIDDEN=128,64"),
+        ({"G_HIDDEN": (8, 8, 8)}, "IMAGE_SIZE=24 or 32"),
+        ({"D_HIDDEN": (8, 8, 8, 8)}, "IMAGE_SIZE=16 or 32"),
+    ],
+)
+def test_a_dcgan_that_does_not_fit_its_images_names_sizes_that_do(small, settings, said):
+    small(**DCGAN | settings)
+    with pytest.raises(gan.Problem, match=said):
+        gan.check_stages(np.zeros((20, 28, 28, 1), np.uint8))
