@@ -1,0 +1,126 @@
+"""Several devices and several machines, which here are processes of one machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TINY, arguments
+
+import gan
+
+
+def free_ports(count):
+    """Return ports of this machine that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_two(folder, *words):
+    """Start two workers of one cluster, each with the words after python."""
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    for index in (0, 1):
+        task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        yield subprocess.Popen(
+            [sys.executable, *(str(word).format(index) for word in words)],
+            cwd=folder,
+            env=os.environ | {"TF_CONFIG": json.dumps(task)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def finish(workers):
+    """Return (exit status, stdout, stderr) of each worker."""
+    ends = [worker.communicate(timeout=120) for worker in workers]
+    return [(worker.returncode, *end) for worker, end in zip(workers, ends)]
+
+
+def test_two_workers_equal_two_devices_and_one_replica(tmp_path):
+    script = ROOT / "tests" / "workers.py"
+    workers = list(start_two(tmp_path, script, "worker", "worker{}.npz"))
+    others = [
+        subprocess.Popen([sys.executable, script, how, f"{how}.npz"], cwd=tmp_path)
+        for how in ("mirrored", "one")
+    ]
+    assert [end[0] for end in finish(workers)] == [0, 0]
+    assert [other.wait(timeout=120) for other in others] == [0, 0]
+    results = {}
+    for name in ("worker0", "worker1", "mirrored", "one"):
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            results[name] = [arrays[key] for key in arrays]
+    first, second = results["worker0"], results["worker1"]
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(
+        np.allclose(a, b, atol=1e-4) for a, b in zip(first, results["mirrored"], strict=True)
+    )
+    steps = len(first) // 2  # the weights after the first few steps
+    one = results["one"]
+    assert all(
+        np.allclose(a, b, atol=1e-4) for a, b in zip(first[:steps], one[:steps], strict=True)
+    )
+    assert not np.allclose(first[1], first[steps + 1], atol=1e-3)  # they went on moving
+
+
+def test_workers_train_as_one_and_go_on_after_one_is_killed(data, tmp_path):
+    settings = arguments(DATA=data, **TINY | {"EPOCHS": 100000, "LR_DECAY": False})
+    workers = list(start_two(tmp_path, ROOT / "gan.py", *settings))
+    run = tmp_path / "samples" / "dots-001"
+    began = time.monotonic()
+    while not (run / "epoch-003.png").exists() and time.monotonic() - began < 100:
+        time.sleep(0.1)
+    workers[1].kill()
+    (status, out, err), (killed, *_) = finish(workers)
+    assert (status, killed) == (1, -signal.SIGKILL)
+    assert err.count("\n") == 1 and "another worker is gone" in err and "worker 0" in out
+    done = int(np.load(max((run / "checkpoint").iterdir()))["arr_" + str(counters(run))][0])
+    again = list(start_two(tmp_path, ROOT / "gan.py", "--resume", f"EPOCHS={done + 1}"))
+    (first, out, err), (second, silent, problem) = finish(again)
+    assert (first, second) == (0, 0), (err, problem)
+    assert f"{done + 1}/{done + 1}" in out and silent.count("\n") == 1 and "worker 1" in silent
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["dots-001"]
+
+
+def counters(run):
+    """Return the number of the checkpoint's array that counts epochs."""
+    with np.load(max((run / "checkpoint").iterdir())) as arrays:
+        return len(arrays) - 2
+
+
+def test_workers_that_were_started_with_other_settings_say_so(data, tmp_path):
+    settings = arguments(DATA=data, **TINY)
+    workers = list(start_two(tmp_path, ROOT / "gan.py", *settings, "SEED={}"))
+    ends = finish(workers)
+    assert [end[0] for end in ends] == [2, 2]
+    assert all("the workers differ" in end[2] for end in ends)
+
+
+def test_a_batch_that_cannot_be_divided_among_the_replicas_names_both_numbers(
+    small, data, monkeypatch
+):
+    class Three:
+        num_replicas_in_sync = 3
+
+    small(DATA=str(data))
+    monkeypatch.setattr(gan, "choose_strategy", lambda: (Three(), True))
+    with pytest.raises(gan.Problem, match="BATCH_SIZE=20 .* 3 replicas"):
+        gan.run(False, None, {}, [])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"task": 1}', '{"cluster": {}, "task": {}}'])
+def test_a_bad_tf_config_gets_one_line(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(gan.Problem, match="TF_CONFIG cannot be used"):
+        gan.choose_strategy()
