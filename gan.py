@@ -515,13 +515,17 @@ def as_images(array):
     array = array[..., np.newaxis] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[3] not in (1, 3) or array.size == 0:
         raise ValueError(f"its shape is {array.shape}, not [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
+    size = math.prod(array.shape[1:])
+    if size > 2**24:
+        raise ValueError(f"images of shape {array.shape[1:]} are too large")
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "biuf":
         raise ValueError(f"its numbers are {array.dtype}, not uint8")
-    if array.size > LIMIT:
-        raise ValueError(f"over 1 GB of {array.dtype}; save its pixels as uint8")
-    parts = [slice(i, i + 100) for i in range(0, len(array), 100)]  # as it may be a large file
+    if array.size > LIMIT // 2:
+        raise ValueError(f"over 500 MB of pixels as {array.dtype}; save them as uint8")
+    n = max(1, 2**18 // size)  # images at a time, as it may be a large file
+    parts = [slice(i, i + n) for i in range(0, len(array), n)]
     low = float(np.min([array[part].min() for part in parts]))
     high = float(np.max([array[part].max() for part in parts]))
     if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
