@@ -333,6 +333,8 @@ MIRRORS = (
 SILENCE = 10  # seconds without 64 kB after which a mirror is given up
 LIMIT = 2**30  # bytes of pixels unpacked or converted in memory; an .npy of uint8 may be larger
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+# Pillow knows more formats, whatever a file's name: for PostScript it runs another program.
+FORMATS = "PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"
 
 
 class Problem(Exception):
@@ -581,22 +583,24 @@ def read_folder(folder):
 
 def read_picture(file, image):
     """Put a file's picture into image, uint8 [IMAGE_SIZE, IMAGE_SIZE, 3]; return what failed."""
+    side = IMAGE_SIZE, IMAGE_SIZE
     try:
-        with Image.open(file) as picture:
-            picture.draft("RGB", (IMAGE_SIZE, IMAGE_SIZE))  # a large JPEG is decoded at part size
-            picture = ImageOps.exif_transpose(picture)
+        with Image.open(file, formats=FORMATS) as picture:
+            picture.draft("RGB", side)  # a large JPEG is decoded at part size
+            ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode[0] in "IF":  # 16 bits or floats, which Pillow would clip
                 values = np.asarray(picture, np.float64)
                 if not np.isfinite(values).all():
                     raise ValueError("its pixels are not finite")
                 low, high = (0, 65535) if ";16" in picture.mode else (values.min(), values.max())
-                values = (values - low) / max(high - low, 1e-9)
-                picture = Image.fromarray(np.uint8(np.rint(255 * values)))
+                values -= low  # in place, as there may be 700 MB of them
+                values *= 255 / max(high - low, 1e-9)
+                picture = Image.fromarray(np.rint(values, out=values).astype(np.uint8))
             if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+                picture = ImageOps.fit(picture.convert("RGBA"), side)
+                picture = Image.alpha_composite(Image.new("RGBA", side, "black"), picture)
             picture = picture if picture.mode == "L" else picture.convert("RGB")
-            image[:] = ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE)).convert("RGB")
+            image[:] = ImageOps.fit(picture, side).convert("RGB")
     except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
         return error
 
