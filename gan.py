@@ -609,6 +609,7 @@ def read_picture(file, image):
 # Runs: each has its folder of pictures, figures and checkpoints, from which it can go on
 # ------------------------------------------------------------------------------------------------
 CHECKPOINT_SECONDS = 600  # between checkpoints inside a long epoch
+CHECKPOINTS = f"step-{9 * '[0-9]'}.npz"  # files of other names are the user's: never deleted
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
@@ -661,7 +662,7 @@ def find_run(run, out):
 
 def lock(folder):
     """Keep other processes from training this run until this one ends. Raises Problem."""
-    file = open(folder / "lock", "w")  # noqa: SIM115 - it stays open as long as the process lives
+    file = open(folder / "lock", "a")  # noqa: SIM115 - it stays open as long as the process lives
     try:
         if os.name == "nt":
             import msvcrt
@@ -716,14 +717,14 @@ def save_checkpoint(folder, gan):
     (folder / "checkpoint").mkdir(exist_ok=True)
     file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
     write(file, lambda temporary: np.savez(temporary, *values))
-    others = [other for other in file.parent.glob("step-*.npz") if other != file]
+    others = [other for other in file.parent.glob(CHECKPOINTS) if other != file]
     for old in sorted(others, key=os.path.getmtime)[:-2]:
         old.unlink()
 
 
 def read_checkpoint(folder):
     """Return the arrays of the run's newest readable checkpoint. Raises Problem if all are bad."""
-    files = sorted((folder / "checkpoint").glob("step-*.npz"), reverse=True)
+    files = sorted((folder / "checkpoint").glob(CHECKPOINTS), reverse=True)
     for file in files:
         try:
             with np.load(file, allow_pickle=False) as arrays:
@@ -956,7 +957,9 @@ def open_run(folder, changes):
     settings |= changes | {"OUT": str(folder.parent)}
     check_settings(settings)
     globals().update(settings)
-    for leftover in (*folder.glob("tmp-*"), *folder.glob("checkpoint/tmp-*")):
+    if (folder / "checkpoint").is_symlink():  # what is deleted there may belong to another run
+        raise Problem(f"{folder / 'checkpoint'} is a link; put the folder itself there")
+    for leftover in (*folder.glob("tmp-[0-9]*-*"), *folder.glob("checkpoint/tmp-[0-9]*-*")):
         leftover.unlink()  # of a process that was killed while it wrote
 
 
