@@ -387,7 +387,7 @@ def load_mnist():
     ours = cache / f"gan-{MNIST_FILE}"  # only used where a damaged file has the usual name
     for file in (cache / "mnist.npz", cache / MNIST_FILE, ours):
         try:
-            if os.path.exists(file):
+            if os.path.isfile(file):
                 return read_file(file)
         except Problem as problem:
             warn(f"{problem}; left as it is, and not used")
@@ -690,8 +690,8 @@ def read_settings(folder):
     file = folder / "settings.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        odd = sorted(set(settings) ^ set(SETTINGS))
-    except (OSError, ValueError, TypeError) as error:
+        odd = sorted(settings.keys() ^ set(SETTINGS))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     if odd:
         raise Problem(f"{file} cannot be used: missing or unknown in it: {', '.join(odd)}")
@@ -1041,7 +1041,9 @@ def run(resume, run_folder, changes, signals):
 
 
 def fail(message, status):
-    """Print one line to stderr; return the exit status."""
+    """Print one line to stderr (several of NoMnist); return the exit status."""
+    if not isinstance(message, NoMnist):  # a name may have line breaks and worse in it
+        message = "".join(c if c.isprintable() else "?" for c in str(message))
     print(f"gan.py: {message}", file=sys.stderr)
     return status
 
@@ -1049,6 +1051,7 @@ def fail(message, status):
 def main():
     """Run the command line; return its exit status: 2 for bad input, 1 for what broke later."""
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    warnings.simplefilter("ignore")  # of libraries: what is wrong is said in one line
     parser = argparse.ArgumentParser(
         usage="python gan.py [NAME=value ...] [--resume] [--run FOLDER]",
         description="Trains a GAN; look at the pictures that it saves after each epoch.",
