@@ -894,7 +894,7 @@ RANGES = {  # of whole numbers where the limits are, else of any
     "IMAGE_SIZE": (2, 1024), "Z_SIZE": (1, 2**16), "G_HIDDEN": (1, 2**16), "D_HIDDEN": (1, 2**16),
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
     "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
-    "LEARNING_RATE": (1e-12, 1e12), "BETA_1": (0.0, 1 - 1e-9), "BETA_2": (0.0, 1 - 1e-9),
+    "LEARNING_RATE": (1e-12, 1e12), "BETA_1": (0.0, 1 - 1e-6), "BETA_2": (0.0, 1 - 1e-6),
     "D_STEPS": (1, 100), "G_STEPS": (1, 100), "EMA": (0.0, 1 - 1e-9), "GRID": (1, 64),
     "SEED": (0, 2**31 - 1),
 }
