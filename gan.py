@@ -363,6 +363,8 @@ MIRRORS = (
 SILENCE = 10  # seconds without 64 kB after which a mirror is given up
 LIMIT = 2**30  # bytes of pixels unpacked or converted in memory; an .npy of uint8 may be larger
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+# Pillow knows more formats, whatever a file's name: for PostScript it runs another program.
+FORMATS = "PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"
 
 
 class Problem(Exception):
@@ -415,7 +417,7 @@ def load_mnist():
     ours = cache / f"gan-{MNIST_FILE}"  # only used where a damaged file has the usual name
     for file in (cache / "mnist.npz", cache / MNIST_FILE, ours):
         try:
-            if os.path.exists(file):
+            if os.path.isfile(file):
                 return read_file(file)
         except Problem as problem:
             warn(f"{problem}; left as it is, and not used")
@@ -545,13 +547,17 @@ def as_images(array):
     array = array[..., np.newaxis] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[3] not in (1, 3) or array.size == 0:
         raise ValueError(f"its shape is {array.shape}, not [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
+    size = math.prod(array.shape[1:])
+    if size > 2**24:
+        raise ValueError(f"images of shape {array.shape[1:]} are too large")
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "biuf":
         raise ValueError(f"its numbers are {array.dtype}, not uint8")
-    if array.size > LIMIT:
-        raise ValueError(f"over 1 GB of {array.dtype}; save its pixels as uint8")
-    parts = [slice(i, i + 100) for i in range(0, len(array), 100)]  # as it may be a large file
+    if array.size > LIMIT // 2:
+        raise ValueError(f"over 500 MB of pixels as {array.dtype}; save them as uint8")
+    n = max(1, 2**18 // size)  # images at a time, as it may be a large file
+    parts = [slice(i, i + n) for i in range(0, len(array), n)]
     low = float(np.min([array[part].min() for part in parts]))
     high = float(np.max([array[part].max() for part in parts]))
     if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
@@ -607,22 +613,24 @@ def read_folder(folder):
 
 def read_picture(file, image):
     """Put a file's picture into image, uint8 [IMAGE_SIZE, IMAGE_SIZE, 3]; return what failed."""
+    side = IMAGE_SIZE, IMAGE_SIZE
     try:
-        with Image.open(file) as picture:
-            picture.draft("RGB", (IMAGE_SIZE, IMAGE_SIZE))  # a large JPEG is decoded at part size
-            picture = ImageOps.exif_transpose(picture)
+        with Image.open(file, formats=FORMATS) as picture:
+            picture.draft("RGB", side)  # a large JPEG is decoded at part size
+            ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode[0] in "IF":  # 16 bits or floats, which Pillow would clip
                 values = np.asarray(picture, np.float64)
                 if not np.isfinite(values).all():
                     raise ValueError("its pixels are not finite")
                 low, high = (0, 65535) if ";16" in picture.mode else (values.min(), values.max())
-                values = (values - low) / max(high - low, 1e-9)
-                picture = Image.fromarray(np.uint8(np.rint(255 * values)))
+                values -= low  # in place, as there may be 700 MB of them
+                values *= 255 / max(high - low, 1e-9)
+                picture = Image.fromarray(np.rint(values, out=values).astype(np.uint8))
             if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+                picture = ImageOps.fit(picture.convert("RGBA"), side)
+                picture = Image.alpha_composite(Image.new("RGBA", side, "black"), picture)
             picture = picture if picture.mode == "L" else picture.convert("RGB")
-            image[:] = ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE)).convert("RGB")
+            image[:] = ImageOps.fit(picture, side).convert("RGB")
     except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
         return error
 
@@ -631,6 +639,7 @@ def read_picture(file, image):
 # Runs: each has its folder of pictures, figures and checkpoints, from which it can go on
 # ------------------------------------------------------------------------------------------------
 CHECKPOINT_SECONDS = 600  # between checkpoints inside a long epoch
+CHECKPOINTS = f"step-{9 * '[0-9]'}.npz"  # files of other names are the user's: never deleted
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
@@ -683,7 +692,7 @@ def find_run(run, out):
 
 def lock(folder):
     """Keep other processes from training this run until this one ends. Raises Problem."""
-    file = open(folder / "lock", "w")  # noqa: SIM115 - it stays open as long as the process lives
+    file = open(folder / "lock", "a")  # noqa: SIM115 - it stays open as long as the process lives
     try:
         if os.name == "nt":
             import msvcrt
@@ -711,8 +720,8 @@ def read_settings(folder):
     file = folder / "settings.json"
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        odd = sorted(set(settings) ^ set(SETTINGS))
-    except (OSError, ValueError, TypeError) as error:
+        odd = sorted(settings.keys() ^ set(SETTINGS))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     if odd:
         raise Problem(f"{file} cannot be used: missing or unknown in it: {', '.join(odd)}")
@@ -738,14 +747,14 @@ def save_checkpoint(folder, gan):
     (folder / "checkpoint").mkdir(exist_ok=True)
     file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
     write(file, lambda temporary: np.savez(temporary, *values))
-    others = [other for other in file.parent.glob("step-*.npz") if other != file]
+    others = [other for other in file.parent.glob(CHECKPOINTS) if other != file]
     for old in sorted(others, key=os.path.getmtime)[:-2]:
         old.unlink()
 
 
 def read_checkpoint(folder):
     """Return the arrays of the run's newest readable checkpoint. Raises Problem if all are bad."""
-    files = sorted((folder / "checkpoint").glob("step-*.npz"), reverse=True)
+    files = sorted((folder / "checkpoint").glob(CHECKPOINTS), reverse=True)
     for file in files:
         try:
             with np.load(file, allow_pickle=False) as arrays:
@@ -1029,7 +1038,7 @@ RANGES = {  # of whole numbers where the limits are, else of any
     "IMAGE_SIZE": (2, 1024), "Z_SIZE": (1, 2**16), "G_HIDDEN": (1, 2**16), "D_HIDDEN": (1, 2**16),
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
     "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
-    "LEARNING_RATE": (1e-12, 1e12), "BETA_1": (0.0, 1 - 1e-9), "BETA_2": (0.0, 1 - 1e-9),
+    "LEARNING_RATE": (1e-12, 1e12), "BETA_1": (0.0, 1 - 1e-6), "BETA_2": (0.0, 1 - 1e-6),
     "D_STEPS": (1, 100), "G_STEPS": (1, 100), "EMA": (0.0, 1 - 1e-9), "GRID": (1, 64),
     "SEED": (0, 2**31 - 1),
 }
@@ -1109,8 +1118,13 @@ def open_run(folder, changes):
     settings |= changes | {"OUT": str(folder.parent)}
     check_settings(settings)
     globals().update(settings)
-    for leftover in (*folder.glob("tmp-*"), *folder.glob("checkpoint/tmp-*")):
-        # It belonged to a process that was killed while it wrote.
+
+
+def clean_up(folder):
+    """Remove what a process that was killed while it wrote has left in a run's folder."""
+    if (folder / "checkpoint").is_symlink():  # what is deleted there may belong to another run
+        raise Problem(f"{folder / 'checkpoint'} is a link; put the folder itself there")
+    for leftover in (*folder.glob("tmp-[0-9]*-*"), *folder.glob("checkpoint/tmp-[0-9]*-*")):
         shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
@@ -1186,6 +1200,7 @@ def run(resume, run_folder, changes, signals):
         folder = find_run(run_folder, changes.get("OUT", OUT))
         if chief:
             locked = lock(folder)
+            clean_up(folder)
         open_run(folder, changes)
         checkpoint = read_checkpoint(folder)
         done = int(checkpoint[-2][0]) if checkpoint else 0
@@ -1304,7 +1319,9 @@ def walk(start, end, steps):
 
 
 def fail(message, status):
-    """Print one line to stderr; return the exit status."""
+    """Print one line to stderr (several of NoMnist); return the exit status."""
+    if not isinstance(message, NoMnist):  # a name may have line breaks and worse in it
+        message = "".join(c if c.isprintable() else "?" for c in str(message))
     print(f"gan.py: {message}", file=sys.stderr)
     return status
 
@@ -1312,6 +1329,7 @@ def fail(message, status):
 def main():
     """Run the command line; return its exit status: 2 for bad input, 1 for what broke later."""
     sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    warnings.simplefilter("ignore")  # of libraries: what is wrong is said in one line
     parser = argparse.ArgumentParser(
         usage="python gan.py [NAME=value ...] [--resume | --sample N] [--run FOLDER]",
         description="Trains a GAN; look at the pictures that it saves after each epoch.",
