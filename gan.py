@@ -61,11 +61,11 @@ finally:
 # fmt: off
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
 IMAGE_SIZE = 64           # pixels, 2 to 1024: side of the images of a folder
-MODEL = "mlp"             # "mlp", or "dcgan" (convolutions; relu in G, leaky in D)
+MODEL = "mlp"             # "mlp", or "dcgan": relu in G, leaky_relu in D
 Z_SIZE = 32               # length of the noise vector z, 1 or more
 PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
-G_HIDDEN = 1024           # units of G's hidden layer; 256,512: two; dcgan: channels
-D_HIDDEN = 512            # units of D's hidden layer; 512,256: two; dcgan: channels
+G_HIDDEN = 1024           # units of G's hidden layer; 256,512 for two of them
+D_HIDDEN = 512            # units of D's hidden layer; 512,256 for two of them
 ACTIVATION = "relu"       # of hidden layers: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
 OUTPUT = "sigmoid"        # "sigmoid": pixels 0 to 1, or "tanh": -1 to 1
@@ -837,7 +837,8 @@ def plot(rows):
 
 def save_history(folder):
     """Write training.gif and progress.png, both made of the pictures of the run's epochs."""
-    files = sorted(folder.glob("epoch-*.png"), key=lambda file: int(file.stem[6:]))
+    files = [file for file in folder.glob("epoch-*.png") if file.stem[6:].isdecimal()]
+    files.sort(key=lambda file: int(file.stem[6:]))
     pictures = [picture for file in files if (picture := open_picture(file))]
     pictures = [picture for picture in pictures if picture.size == pictures[-1].size]
     if not pictures:
@@ -868,13 +869,13 @@ def save_history(folder):
 
 
 def open_picture(file):
-    """Return the picture in file, or None where it is damaged."""
+    """Return the picture in file, or None where it is damaged or missing."""
     try:
         with Image.open(file) as picture:
             picture.load()
             return picture
-    except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
-        return warn(f"{file} is damaged ({first_line(error)}); left out")
+    except Exception:  # noqa: BLE001 - damaged files raise nearly anything
+        return None
 
 
 def tensorboard(folder, rows):
@@ -890,7 +891,7 @@ def tensorboard(folder, rows):
             for name, value in zip(COLUMNS[1:], row[1:]):
                 tf.summary.scalar(name, value)
             file = folder / f"epoch-{row[0]:03.0f}.png"
-            if file.exists() and (picture := open_picture(file)):
+            if picture := open_picture(file):
                 pixels = np.asarray(picture)
                 tf.summary.image("samples", pixels.reshape(1, *pixels.shape[:2], -1))
         writer.flush()
