@@ -19,6 +19,7 @@ import difflib
 import gzip
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -856,16 +857,14 @@ def save_history(folder):
     frames = [picture.convert("RGB").quantize(32) for picture in thin(100)]
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
 
-    def animate(path):
-        side = 600
-        while True:
-            small = [ImageOps.contain(frame, (side, side)) for frame in frames]
-            small[0].save(path, save_all=True, append_images=small[1:], duration=times, loop=0)
-            if path.stat().st_size < 3e6 or side < 100:
-                break
-            side = side * 3 // 4
-
-    write(folder / "training.gif", animate)
+    side = frames[0].width
+    while True:
+        small, movie = [ImageOps.contain(frame, (side, side)) for frame in frames], io.BytesIO()
+        small[0].save(movie, "gif", save_all=True, append_images=small[1:], duration=times, loop=0)
+        if movie.tell() < 3e6 or side < 100:
+            break
+        side = side * 3 // 4
+    write(folder / "training.gif", lambda temporary: temporary.write_bytes(movie.getvalue()))
 
 
 def open_picture(file):
