@@ -422,6 +422,8 @@ def load_mnist():
                 return read_file(file)
         except Problem as problem:
             warn(f"{problem}; left as it is, and not used")
+    # Looked up before the download, as another process may end the same download meanwhile.
+    target = ours if os.path.exists(cache / MNIST_FILE) else cache / MNIST_FILE
     reasons = []
     for mirror in MIRRORS:
         try:
@@ -429,7 +431,6 @@ def load_mnist():
         except OSError as error:
             reasons.append(f"    {mirror}\n        {error}")
             continue
-        target = ours if os.path.exists(cache / MNIST_FILE) else cache / MNIST_FILE
         try:
             cache.mkdir(parents=True, exist_ok=True)
             write(target, lambda temporary, content=content: temporary.write_bytes(content))

@@ -25,12 +25,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, arguments, run, start
+from conftest import ROOT, TINY, arguments, start
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_data import PIXELS, changed, idx, npy, npy_header, npz, png, save
-from test_run import assert_equal_runs, rows, wait_for
+from test_run import assert_equal_runs, rows
 
 import gan
 
@@ -103,10 +103,10 @@ def assert_good(folder):
 
 # Killed -----------------------------------------------------------------------------------------
 def test_a_run_goes_on_exactly_from_what_a_kill_leaves_at_any_instant(
-    main, whole, data, tmp_path, monkeypatch
+    main, data, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(gan, "CHECKPOINT_SECONDS", -1)  # saves in the middle of epochs, too
-    folder = tmp_path / "killed" / "dots-001"
+    assert main(DATA=data, OUT="whole", **TINY)[0] == 0
+    whole, folder = (tmp_path / out / "dots-001" for out in ("whole", "killed"))
     left = []  # copies of the folder: each is what a kill at some instant would leave
 
     def instant(part=None):
@@ -129,16 +129,18 @@ def test_a_run_goes_on_exactly_from_what_a_kill_leaves_at_any_instant(
         patch.setattr(module, name, watched)
 
     with monkeypatch.context() as patch:
+        patch.setattr(gan, "CHECKPOINT_SECONDS", -1)  # saves in the middle of epochs, too
         for module, name in ((os, "replace"), (Path, "unlink"), (Path, "mkdir")):
             watch(patch, module, name)
-        assert main(DATA=data, OUT="killed", **TINY4)[0] == 0
+        assert main(DATA=data, OUT="killed", **TINY)[0] == 0
     begun = {}  # without those that are like another one
     for copy in left:
         if (copy / "settings.json").exists():
             files = sorted(path for path in copy.rglob("*") if path.is_file())
             key = [(str(path.relative_to(copy)), path.read_bytes()) for path in files]
             begun[hashlib.sha256(repr(key).encode()).digest()] = copy
-    assert len(left) > 90 and len(begun) > 60
+    assert len(begun) > 30
+    assert any(len(list(copy.glob("checkpoint/step-*"))) > 3 for copy in begun.values())
     for copy in begun.values():
         status, _, err = main("--resume", "--run", copy)
         assert status == 0 and err == "", err
@@ -147,7 +149,10 @@ def test_a_run_goes_on_exactly_from_what_a_kill_leaves_at_any_instant(
 
 
 def kill_and_resume(folder, wanted, chance, **settings):
-    """Start a run, kill it and resume it at random moments; return how often, at the run's end."""
+    """Start a run, kill it and resume it at random moments; return how often, at the run's end.
+
+    Each third time it is not killed, but gets Ctrl-C again and again until it ends.
+    """
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import gan; gan.CHECKPOINT_SECONDS = 0"
     command = [sys.executable, "-c", code + "; sys.exit(gan.main())"]  # saves all the time
     kills = 0
@@ -161,6 +166,12 @@ def kill_and_resume(folder, wanted, chance, **settings):
         if kills < wanted:
             assert any(line.startswith(" epoch") for line in lines), process.stderr.read()
             time.sleep(chance.uniform(0, 1.2))  # of which tracing takes half
+            if kills % 3 == 2 and sys.platform != "win32":
+                asked = time.monotonic()
+                while process.poll() is None:
+                    process.send_signal(signal.SIGINT)
+                    time.sleep(0.02)
+                    assert time.monotonic() - asked < 5
             process.kill()
         _, err = process.communicate(timeout=120)
         assert err == ""
@@ -170,7 +181,9 @@ def kill_and_resume(folder, wanted, chance, **settings):
 
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(main, tmp_path, wanted):
+def test_a_run_killed_or_stopped_at_random_moments_ends_like_an_undisturbed_one(
+    main, tmp_path, wanted
+):
     many = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 1), np.uint8)
     np.save(tmp_path / "dots.npy", many)
     settings = TINY | {"DATA": tmp_path / "dots.npy", "EPOCHS": 8 * wanted}
@@ -183,36 +196,14 @@ def test_a_run_killed_at_random_moments_ends_like_an_undisturbed_one(main, tmp_p
     assert_good(folder)
 
 
-@posix
-def test_ctrl_c_again_and_again_ends_a_run_at_once_and_loses_nothing(main, tmp_path):
-    many = np.random.default_rng(0).integers(0, 256, (4000, 8, 8, 1), np.uint8)
-    np.save(tmp_path / "dots.npy", many)
-    settings = TINY | {"DATA": tmp_path / "dots.npy", "EPOCHS": 24}  # as in the test above
-    process = start(tmp_path, OUT="samples", **settings)
-    folder = tmp_path / "samples" / "dots-001"
-    wait_for(folder / "epoch-001.png", process)
-    began = time.monotonic()
-    while process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.02)
-        assert time.monotonic() - began < 5
-    _, err = process.communicate()
-    assert process.returncode in (130, -signal.SIGINT) and err == ""
-    assert main("--resume", "--run", folder)[0] == 0
-    assert main(OUT="whole", **settings)[0] == 0
-    assert_equal_runs(tmp_path / "whole" / "dots-001", folder)
-    assert_good(folder)
-
-
 # Full disk --------------------------------------------------------------------------------------
 @posix
-@pytest.mark.parametrize("part", [0, 0.5, 0.9])
+@pytest.mark.parametrize("part", [0, 0.5, 0.98])
 def test_a_disk_full_at_any_write_gets_one_line_and_leaves_whole_files_to_go_on_from(
-    main, whole, data, tmp_path, monkeypatch, part
+    main, data, tmp_path, monkeypatch, part
 ):
     import resource
 
-    monkeypatch.setattr(gan, "CHECKPOINT_SECONDS", -1)
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
     write, calls, before = gan.write, [], {}
 
@@ -221,21 +212,22 @@ def test_a_disk_full_at_any_write_gets_one_line_and_leaves_whole_files_to_go_on_
         if len(calls) != full:
             return write(path, save)
         before.update({file: file.read_bytes() for file in path.parent.iterdir() if file.is_file()})
-        like = whole / path.resolve().relative_to(tmp_path / str(full) / "dots-001")
-        # A third, as the files in whole are of more epochs.
-        size = int(part / 3 * like.stat().st_size) if like.exists() else 5000
+        save(tmp_path / path.name)  # elsewhere, to know how much it writes
+        size = int(part * (tmp_path / path.name).stat().st_size)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, most[1]))
         try:
             return write(path, save)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, most)
 
-    monkeypatch.setattr(gan, "write", wrapped)
     names = set()
     for full in range(1, 100):
         calls.clear()
         before.clear()
-        status, _, err = main(DATA=data, OUT=full, **TINY | {"EPOCHS": 2})
+        with monkeypatch.context() as patch:
+            patch.setattr(gan, "write", wrapped)
+            patch.setattr(gan, "CHECKPOINT_SECONDS", -1)  # saves in the middle of epochs, too
+            status, _, err = main(DATA=data, OUT=full, **TINY | {"EPOCHS": 1})
         if len(calls) < full:
             break
         names.add(calls[-1].name)
@@ -246,14 +238,15 @@ def test_a_disk_full_at_any_write_gets_one_line_and_leaves_whole_files_to_go_on_
         if full == 1:  # there is no run yet
             continue
         assert_good(folder)
-        status, _, err = main("--resume", "--run", folder, EPOCHS=4)
+        status, _, err = main("--resume", "--run", folder, EPOCHS=2)
         assert status == 0 and err == "", err
         assert_good(folder)
-        assert len(rows(folder)) == 4
+        assert len(rows(folder)) == 2
     assert {"settings.json", "epoch-000.png", "losses.csv", "generator.keras"} < names
-    assert full > 12
+    assert full > 7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_under_the_output_gets_one_line_and_status_1(data, tmp_path):
     with open("/dev/full", "w") as full:
@@ -402,37 +395,6 @@ def test_links_in_a_run_are_not_followed_out_of_it(main, whole, tmp_path):
     assert len(list(other.iterdir())) == 5
 
 
-def test_only_out_and_the_cache_are_written(data, tmp_path):
-    def listing():
-        paths = (path for path in tmp_path.rglob("*") if path.is_file())
-        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
-
-    for name in ("check out", "home", "tmp", "here"):
-        (tmp_path / name).mkdir()
-    script = shutil.copy(ROOT / "gan.py", tmp_path / "check out")
-    os.chmod(script, 0o444)
-    os.chmod(tmp_path / "check out", 0o555)
-    environment = {k: v for k, v in os.environ.items() if k != "KERAS_HOME"}
-    environment |= dict.fromkeys(("HOME", "USERPROFILE"), str(tmp_path / "home"))
-    environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(tmp_path / "tmp"))
-    before = listing()
-    try:
-        subprocess.run(
-            [sys.executable, script, f"DATA={data}", f"OUT={tmp_path / 'out'}", *arguments(**TINY)],
-            check=True,
-            cwd=tmp_path / "here",
-            env=environment,
-            stdout=subprocess.DEVNULL,
-        )
-    finally:
-        os.chmod(tmp_path / "check out", 0o755)
-    after = listing()
-    assert {path: after.pop(path) for path in before} == before
-    allowed = tmp_path / "out" / "dots-001", tmp_path / "home" / ".keras"
-    assert all(any(folder in path.parents for folder in allowed) for path in after)
-    assert any(allowed[0] in path.parents for path in after)
-
-
 # Network ----------------------------------------------------------------------------------------
 MANY = np.random.default_rng(2).integers(0, 256, (100, 28, 28), np.uint8)
 CONTENT = gzip.compress(idx(MANY))
@@ -557,33 +519,51 @@ def test_a_pipe_in_the_cache_is_not_waited_for(mirrors, tmp_path):
     assert loaded
 
 
-def test_two_runs_at_once_download_well_and_get_different_folders(server, tmp_path):
+def listing(folder):
+    """Return what every file below folder holds and when it was changed."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_two_runs_at_once_download_well_and_write_only_to_their_folders_and_the_cache(
+    server, tmp_path
+):
+    for name in ("check out", "home", "tmp", "here"):
+        (tmp_path / name).mkdir()
+    script = shutil.copy(ROOT / "gan.py", tmp_path / "check out")
+    os.chmod(script, 0o444)
+    os.chmod(tmp_path / "check out", 0o555)
     code = f"""if True:
         import sys
-        sys.path.insert(0, {str(ROOT)!r})
+        sys.path.insert(0, {str(tmp_path / "check out")!r})
         import gan
         gan.MIRRORS = ({server + "/drip/"!r},)
         gan.MNIST_SHA256 = {hashlib.sha256(CONTENT).hexdigest()!r}
-        sys.stdin.readline()
         sys.exit(gan.main())
     """
-    environment = os.environ | {"KERAS_HOME": str(tmp_path / "keras"), "no_proxy": "*"}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    command = [sys.executable, "-c", code, *arguments(**TINY)]
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_HOME"}
+    environment |= {"no_proxy": "*", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= dict.fromkeys(("HOME", "USERPROFILE"), str(tmp_path / "home"))
+    environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(tmp_path / "tmp"))
+    before = listing(tmp_path)
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", code, f"OUT={tmp_path / 'out'}", *arguments(**TINY)]
     pair = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
+        subprocess.Popen(command, cwd=tmp_path / "here", env=environment, text=True, **pipes)
         for _ in range(2)
     ]
-    for process in pair:  # at the same moment: each has imported TensorFlow, or does so
-        process.stdin.write("\n")
-        process.stdin.flush()
     said = [process.communicate(timeout=120) for process in pair]
+    os.chmod(tmp_path / "check out", 0o755)
     assert [process.returncode for process in pair] == [0, 0], said
     assert not any(err for _, err in said)
-    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"mnist-001", "mnist-002"}
-    assert_equal_runs(tmp_path / "samples" / "mnist-001", tmp_path / "samples" / "mnist-002")
-    cache = cached(tmp_path / "keras" / "datasets")
-    assert cache == {gan.MNIST_FILE: CONTENT}
+    runs = [tmp_path / "out" / f"mnist-00{i}" for i in (1, 2)]
+    assert sorted((tmp_path / "out").iterdir()) == runs
+    assert_equal_runs(*runs)
+    assert cached(tmp_path / "home" / ".keras" / "datasets") == {gan.MNIST_FILE: CONTENT}
+    after = listing(tmp_path)
+    assert {path: after.pop(path) for path in before} == before
+    allowed = {*runs, tmp_path / "home" / ".keras"}
+    assert all(allowed & set(path.parents) for path in after)
 
 
 # Data files -------------------------------------------------------------------------------------
@@ -970,6 +950,7 @@ def test_1000_settings_are_each_taken_as_a_literal_or_refused(name, value):
 
 BAD_LINES = [
     ["EPOCHS=1if 2else 3"],
+    ["EPOCHS=open('samples', 'w')"],
     ["MODEL='\\d'"],
     ["MODEL=a\nb\x1b[31m"],
     ["DATA=no\nsuch\nfile"],
@@ -1002,12 +983,6 @@ def test_a_bad_command_line_gets_one_printable_line_before_any_work(main, data, 
     assert len(err.splitlines()) == 1 and err.strip().isprintable()
 
 
-def test_a_bad_setting_in_the_shell_gets_one_line_and_runs_no_code(tmp_path):
-    status, out, err = run(tmp_path, "EPOCHS=open('trap', 'w')if 1else 2")
-    assert status == 2 and out == "" and len(err.splitlines()) == 1 and "EPOCHS" in err
-    assert not (tmp_path / "trap").exists()
-
-
 ODD = [
     {"LOSS": "minimax", "GRADIENT_PENALTY": 1, "SMOOTH": 0.5},
     {"PRIOR": (0, 1), "Z_SIZE": 1, "GRID": 64, "LR_DECAY": False},
@@ -1024,14 +999,14 @@ def test_odd_settings_that_are_accepted_train(main, data, tmp_path, odd):
 
 
 # Divergence and long runs -----------------------------------------------------------------------
-def test_after_divergence_the_checkpoint_before_loads(main, whole):
+def test_divergence_of_a_resumed_run_gets_one_line_and_leaves_good_checkpoints(main, whole, images):
     before = {path.name for path in (whole / "checkpoint").iterdir()}
-    status, _, err = main("--resume", "--run", whole, EPOCHS=60, LEARNING_RATE=1e12)
+    status, _, err = main("--resume", "--run", whole, EPOCHS=60, LEARNING_RATE=1e9)
     assert status == 1
     assert len(err.splitlines()) == 1 and "diverged" in err and "LEARNING_RATE" in err
     assert_good(whole)
     assert before & {path.name for path in (whole / "checkpoint").iterdir()}
-    assert all(np.isfinite(array).all() for array in gan.read_checkpoint(whole))
+    gan.restore(traced_gan(images), gan.read_checkpoint(whole))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

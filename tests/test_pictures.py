@@ -63,7 +63,7 @@ def test_a_run_leaves_a_chart_an_animation_and_its_progress(trained):
     with Image.open(folder / "training.gif") as movie:
         assert movie.size == Image.open(folder / "epoch-000.png").size
         movie.seek(movie.n_frames - 1)
-        assert movie.info["duration"] == 2000
+        assert movie.info["duration"] >= 2000  # more where the frames before it are the same
     with (
         Image.open(folder / "progress.png") as progress,
         Image.open(folder / "epoch-002.png") as last,
