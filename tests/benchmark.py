@@ -3,6 +3,7 @@
     python tests/benchmark.py speed                 training steps against NumPy's matmul
     python tests/benchmark.py overhead EPOCHS=3     a whole run: start, pictures, files, memory
     python tests/benchmark.py bigfile               memory while training 20 s on a 4 GB file
+    python tests/benchmark.py scale                 one worker against two, of a thread each
     python tests/benchmark.py quality --udacity     the reference for quality's ratio, once
     python tests/benchmark.py quality --seeds 10    FID and more on MNIST, for 10 seeds
 
@@ -18,6 +19,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -41,15 +43,17 @@ def command_line():
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    subs = [commands.add_parser(name) for name in ("speed", "overhead", "bigfile", "quality")]
-    speed, overhead, _, quality = (sub.add_argument for sub in subs)
+    names = "speed", "overhead", "bigfile", "scale", "quality"
+    subs = [commands.add_parser(name) for name in names]
+    speed, overhead, _, _, quality = (sub.add_argument for sub in subs)
     speed("--cores", type=int, default=1, help="number of cores to pin to (default: 1)")
     overhead("--epochs-flat", type=int, metavar="N", help="do N epochs: does memory stay flat?")
     quality("--seeds", type=seed_list, default="3", help="a list as 3,5,8 or a number (default: 3)")
     quality("--udacity", action="store_true", help="take Udacity's settings and keep their FID")
     quality("--samples-out", metavar="FILE.png", help="picture of 100 images of the first seed")
     options, options.settings = parser.parse_known_args()
-    if any(x.startswith("-") or options.command == "bigfile" for x in options.settings):
+    alone = options.command in ("bigfile", "scale")
+    if any(x.startswith("-") or alone for x in options.settings):
         parser.error(f"not known here: {' '.join(options.settings)}")
     return options
 
@@ -273,6 +277,61 @@ def bigfile(_):
     print(f"{count:,} iterations on {shape[0]:,} images; stopped {stop:.1f} s after SIGINT")
     print("peak memory  " + "  ".join(f"{name} {peak:,.0f} MB" for name, peak in peaks.items()))
     print("RssFile is the system's cache of the file; it shrinks when memory is short")
+
+
+# Scale: several workers, which exchange the gradients of both networks in each iteration.
+
+DCGAN = """MODEL=dcgan G_HIDDEN=128,64 D_HIDDEN=64,128 BATCH_NORM=True Z_SIZE=100 PRIOR=normal
+OUTPUT=tanh GRADIENT_PENALTY=0"""
+
+
+def train_together(workers, file, settings):
+    """Return the images/s of the last epoch of so many workers, pinned to a core each."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for index in range(workers):
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            environment = os.environ | ({"TF_CONFIG": json.dumps(task)} if workers > 1 else {})
+            command = [sys.executable, ROOT / "gan.py", f"DATA={file}", f"OUT={folder}", *settings]
+            os.sched_setaffinity(0, {cores[index % len(cores)]})  # which the worker inherits
+            started.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+        os.sched_setaffinity(0, cores)
+        statuses = [process.wait() for process in started]
+        if any(statuses):
+            raise gan.Problem(f"a worker failed: {statuses}", 1)
+        return columns(next(Path(folder).glob("*/settings.json")).parent)["images/s"][-1]
+
+
+def scale(_):
+    """Print the rates of one and of two workers, and what a network allows for more of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        images = np.random.default_rng(0).integers(0, 256, (20000, 28, 28), np.uint8)
+        for name, count, settings in (("mlp", 20000, []), ("dcgan", 2000, DCGAN.split())):
+            file = Path(folder, f"{name}.npy")
+            np.save(file, images[:count])
+            rates = []
+            for workers in (1, 2):
+                words = [*settings, "EPOCHS=3", f"BATCH_SIZE={100 * workers}"]
+                rates.append(train_together(workers, file, words))
+            vars(gan).update(parse(settings))
+            networks = gan.build_generator((28, 28, 1)), gan.build_discriminator((28, 28, 1))
+            size = 4 * sum(math.prod(w.shape) for n in networks for w in n.trainable_weights)
+            print(f"{name}: {rates[0]:,.0f} images/s with 1 worker, {rates[1]:,.0f} with 2")
+            print(f"    all-reduced in an iteration: {size / 1e6:.2f} MB")
+            # A ring sends and receives 2 (n - 1) / n of the bytes on every machine.
+            step = 100 / rates[0]
+            print("    times as fast as one worker, each with a batch of 100 of its own:")
+            print(
+                f"    {'workers':>9}" + "".join(f"{gigabit:>8} Gbit/s" for gigabit in (1, 10, 100))
+            )
+            for n in (1, 8, 64, 512):
+                sending = [2 * (n - 1) / n * size * 8 / (g * 1e9) for g in (1, 10, 100)]
+                print(f"    {n:9}" + "".join(f"{n * step / (step + t):15.1f}" for t in sending))
 
 
 # Quality: generated digits against MNIST's test images.

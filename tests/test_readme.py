@@ -33,10 +33,21 @@ def test_every_command_and_the_example_in_python_run(tmp_path):
         small = {} if "--help" in words else TINY | {"EPOCHS": 1}
         if "--resume" in words:  # nor can its networks change
             small = {"EPOCHS": 1 + index}
+        if "--sample" in words:
+            small = {}
         if words == []:  # the example in Python is about the default's noise
             small.pop("Z_SIZE")
         status, _, err = run(tmp_path, *words, *arguments(**small))
         assert status == 0, (words, err)
-    (example,) = re.findall("```python\n(.*?)```", README, re.DOTALL)
-    check = "\nassert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
-    subprocess.run([sys.executable, "-c", example + check], cwd=tmp_path, check=True)
+    load, pack = re.findall("```python\n(.*?)```", README, re.DOTALL)
+    load += "\nassert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
+    pack += "\nassert np.load('faces.npy').shape == (20, 64, 64, 3) and np.load('faces.npy').std() > 9\n"
+    for example in (load, pack):
+        subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
+
+
+def test_the_chinese_readme_has_the_same_commands():
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    assert len(README.splitlines()) <= 200
+    for command in COMMANDS:
+        assert f"    {command}\n" in chinese, command
