@@ -77,7 +77,8 @@ GRADIENT_PENALTY = 0.1    # weight, 0 or more: keeps D smooth, training stable
 PENALTY_EVERY = 8         # iterations from one penalty to the next: 1 to 1000
 EPOCHS = 14               # passes over the data, 1 or more
 BATCH_SIZE = 100          # images per update, over all devices, 2 or more
-LEARNING_RATE = 0.006     # of Adam, above 0
+LEARNING_RATE = 0.006     # of Adam for D, above 0
+G_RATE = 1.5              # G's learning rate is so many times D's: 0.01 to 100
 LR_DECAY = True           # True or False: it falls linearly to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient: 0 to below 1
 BETA_2 = 0.99             # Adam's decay of its mean square: 0 to below 1
@@ -242,7 +243,7 @@ class GAN:
             self.average = build_generator(shape)
             self.average.set_weights(self.generator.get_weights())
             self.discriminator = build_discriminator(shape)
-            self.g_optimizer = FusedAdam(float(LEARNING_RATE), BETA_1, BETA_2)
+            self.g_optimizer = FusedAdam(float(LEARNING_RATE * G_RATE), BETA_1, BETA_2)
             self.d_optimizer = FusedAdam(float(LEARNING_RATE), BETA_1, BETA_2)
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
@@ -263,6 +264,11 @@ class GAN:
         parts = self.generator, self.average, self.discriminator, self.g_optimizer, self.d_optimizer
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
+    def set_rate(self, rate):
+        """Set D's learning rate, and G's to G_RATE times that."""
+        self.d_optimizer.learning_rate.assign(rate)
+        self.g_optimizer.learning_rate.assign(rate * G_RATE)
+
     def train_batches(self, batches, step, seen):
         """Do an iteration for each of batches, uint8 [n, D_STEPS, BATCH_SIZE, H, W, C].
 
@@ -272,8 +278,7 @@ class GAN:
             if LR_DECAY:
                 done = (seen + i * D_STEPS * BATCH_SIZE) / self.total
                 rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
-                self.g_optimizer.learning_rate.assign(rate)
-                self.d_optimizer.learning_rate.assign(rate)
+                self.set_rate(rate)
             # The penalty doubles D's work, and does as well every few iterations, weighted more.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
                 self.iterate(batches[i], step + i, GRADIENT_PENALTY / 2 * PENALTY_EVERY)
@@ -783,8 +788,7 @@ def restore(gan, checkpoint):
     gan.epoch, gan.position, gan.step = counters.tolist()
     for variable, value in zip(variables, values):
         variable.assign(value)
-    for optimizer in (gan.g_optimizer, gan.d_optimizer):  # LEARNING_RATE may be a new one
-        optimizer.learning_rate.assign(float(LEARNING_RATE))
+    gan.set_rate(float(LEARNING_RATE))  # which may be a new one
 
 
 # ------------------------------------------------------------------------------------------------
@@ -1039,9 +1043,9 @@ RANGES = {  # of whole numbers where the limits are, else of any
     "IMAGE_SIZE": (2, 1024), "Z_SIZE": (1, 2**16), "G_HIDDEN": (1, 2**16), "D_HIDDEN": (1, 2**16),
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
     "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
-    "LEARNING_RATE": (1e-12, 1e12), "BETA_1": (0.0, 1 - 1e-6), "BETA_2": (0.0, 1 - 1e-6),
-    "D_STEPS": (1, 100), "G_STEPS": (1, 100), "EMA": (0.0, 1 - 1e-9), "GRID": (1, 64),
-    "SEED": (0, 2**31 - 1),
+    "LEARNING_RATE": (1e-12, 1e12), "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 1 - 1e-6),
+    "BETA_2": (0.0, 1 - 1e-6), "D_STEPS": (1, 100), "G_STEPS": (1, 100), "EMA": (0.0, 1 - 1e-9),
+    "GRID": (1, 64), "SEED": (0, 2**31 - 1),
 }
 # fmt: on
 
@@ -1252,14 +1256,14 @@ def run(resume, run_folder, changes, signals):
     signal.signal(signal.SIGTERM, stop)
     began = time.perf_counter()
     finished = train(gan, images, folder, signals)
-    save_history(folder)
+    show_progress("")
     if finished:
         print(f"\nDone in {time.perf_counter() - began:.0f} s: see {folder}. To train longer:")
         print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
-        return 0
-    show_progress("")
-    print(f"\nStopped; nothing is lost. To go on:\n    {resume_command(folder)}")
-    return 128 + signals[0]
+    else:
+        print(f"\nStopped; nothing is lost. To go on:\n    {resume_command(folder)}")
+    save_history(folder)
+    return 0 if finished else 128 + signals[0]
 
 
 def sample(count, run_folder, changes):
