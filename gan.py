@@ -845,23 +845,23 @@ def save_history(folder):
     """Write training.gif and progress.png, both made of the pictures of the run's epochs."""
     files = [file for file in folder.glob("epoch-*.png") if file.stem[6:].isdecimal()]
     files.sort(key=lambda file: int(file.stem[6:]))
-    pictures = [picture for file in files if (picture := open_picture(file))]
-    pictures = [picture for picture in pictures if picture.size == pictures[-1].size]
-    if not pictures:
-        return
 
     def thin(count):
-        return [pictures[i] for i in sorted({*np.linspace(0, len(pictures) - 1, count, dtype=int)})]
+        chosen = sorted({*np.linspace(0, len(files) - 1, count, dtype=int)}) if files else ()
+        pictures = [picture for i in chosen if (picture := open_picture(files[i]))]
+        # GRID may have been another one before.
+        return [picture for picture in pictures if picture.size == pictures[-1].size]
 
-    rows = thin(11)  # the first one and one for each tenth
+    rows, frames = thin(11), thin(100)  # of the beginning and of each tenth; of all
+    if not rows:
+        return
     width, height = rows[0].width, rows[0].height // GRID
     progress = Image.new(rows[0].mode, (width, height * len(rows)))
     for i, picture in enumerate(rows):
         progress.paste(picture, (0, height * i))
     write(folder / "progress.png", progress.save)
-    frames = [picture.convert("RGB").quantize(32) for picture in thin(100)]
+    frames = [picture.convert("RGB").quantize(32) for picture in frames]
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
-
     side = frames[0].width
     while True:
         small, movie = [ImageOps.contain(frame, (side, side)) for frame in frames], io.BytesIO()
@@ -1104,7 +1104,8 @@ def parse_setting(argument):
         value = value.strip("'\"")
         # A run may be resumed from another folder.
         path = name == "DATA" and value not in ("mnist", "digits", "")
-        return name, os.path.abspath(os.path.expanduser(value)) if path else value
+        value = os.path.expanduser(value)
+        return name, os.path.abspath(value) if path else value
     try:
         return name, ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

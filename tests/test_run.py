@@ -142,14 +142,14 @@ def test_a_new_run_gets_the_next_number_and_overwrites_nothing(data, tmp_path):
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 def test_a_stopped_and_resumed_run_equals_one_never_stopped(tmp_path, number, status):
-    many = np.random.default_rng(0).integers(0, 256, (20000, 8, 8, 1), np.uint8)
+    many = np.random.default_rng(0).integers(0, 256, (40000, 8, 8, 1), np.uint8)
     np.save(tmp_path / "dots.npy", many)
     settings = dict(DATA="dots.npy", EPOCHS=3, **{k: v for k, v in TINY.items() if k != "EPOCHS"})
     assert run(tmp_path, OUT="whole", **settings)[0] == 0
     process = start(tmp_path, OUT="stopped", **settings)
     folder = tmp_path / "stopped" / "dots-001"
     wait_for(folder / "epoch-001.png", process)
-    time.sleep(0.5)  # so that epoch 2, a second long, is in its middle
+    time.sleep(0.3)  # so that epoch 2, seconds long, is in its middle
     asked = time.monotonic()
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
