@@ -80,7 +80,7 @@ def test_gradient_penalty_is_the_mean_squared_slope_at_the_images(small, images)
 def test_gradient_penalty_flattens_the_discriminator(small, images):
     slopes = []
     for weight in (0.0, 100.0):
-        small(GRADIENT_PENALTY=weight, LEARNING_RATE=0.01, PENALTY_EVERY=1)
+        small(GRADIENT_PENALTY=weight, LEARNING_RATE=0.01, G_RATE=1, PENALTY_EVERY=1)
         model = gan.GAN(images)
         model.train(batches(images, 60), 0, 0)
         slopes.append(float(gan.logits_and_penalty(model.discriminator, gan.to_floats(images))[1]))

