@@ -860,11 +860,11 @@ def save_history(folder):
     for i, picture in enumerate(rows):
         progress.paste(picture, (0, height * i))
     write(folder / "progress.png", progress.save)
-    frames = [picture.convert("RGB").quantize(32) for picture in frames]
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
-    side = frames[0].width
+    side = min(400, frames[0].width)
     while True:
-        small, movie = [ImageOps.contain(frame, (side, side)) for frame in frames], io.BytesIO()
+        small = [ImageOps.contain(frame.convert("RGB"), (side, side)) for frame in frames]
+        small, movie = [frame.quantize(32) for frame in small], io.BytesIO()
         small[0].save(movie, "gif", save_all=True, append_images=small[1:], duration=times, loop=0)
         if movie.tell() < 3e6 or side < 100:
             break

@@ -61,7 +61,7 @@ def test_a_run_leaves_a_chart_an_animation_and_its_progress(trained):
     folder = trained[1]
     assert Image.open(folder / "losses.png").size == (800, 500)
     with Image.open(folder / "training.gif") as movie:
-        assert movie.size == Image.open(folder / "epoch-000.png").size
+        assert movie.size == (400, 400)
         movie.seek(movie.n_frames - 1)
         assert movie.info["duration"] >= 2000  # more where the frames before it are the same
     with (
