@@ -17,10 +17,6 @@ import gan
 TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS": 2, "GRID": 3}
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; runs with pytest -m slow only")
-
-
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords and "slow" not in config.option.markexpr:
