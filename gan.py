@@ -47,6 +47,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends the process
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 stderr = os.dup(2)  # keeps TensorFlow's remarks on missing GPUs off the screen while it loads
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
@@ -55,6 +56,8 @@ try:
     from keras import layers
 finally:
     os.dup2(stderr, 2)
+keras.config.set_floatx("float32")
+keras.config.set_image_data_format("channels_last")
 
 # ------------------------------------------------------------------------------------------------
 # Settings: change them here, or for one run on the command line as in EPOCHS=5 G_HIDDEN=256,512
@@ -82,8 +85,8 @@ G_RATE = 2.0              # G's learning rate is so many times D's: 0.01 to 100
 LR_DECAY = True           # True or False: it falls linearly to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient: 0 to below 1
 BETA_2 = 0.99             # Adam's decay of its mean square: 0 to below 1
-D_STEPS = 1               # updates of D per iteration: 1 to 100
-G_STEPS = 1               # updates of G per iteration: 1 to 100
+D_STEPS = 1               # updates of D per iteration: 1 to 20
+G_STEPS = 1               # updates of G per iteration: 1 to 20
 EMA = 0.999               # 0 (off) to below 1: decay of the average of G
 EARLY_STOP = None         # or low,high: stop when D(G(z)) lies between
 GRID = 10                 # pictures show GRID x GRID images: 1 to 64
@@ -100,7 +103,10 @@ def activate(activation, normalize=True):
     """Return what follows a hidden layer: its activation, and before it batch normalisation."""
     leaky = activation == "leaky_relu"
     last = layers.LeakyReLU(LEAK) if leaky else layers.Activation(activation)
-    return [layers.BatchNormalization(momentum=0.8), last] if BATCH_NORM and normalize else [last]
+    if not (BATCH_NORM and normalize):
+        return [last]
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1  # share their statistics
+    return [layers.BatchNormalization(momentum=0.8, synchronized=several), last]
 
 
 def hidden_layers(widths):
@@ -350,9 +356,9 @@ class GAN:
 
 def generate(generator, noise):
     """Return the generator's uint8 images [n, H, W, C] for noise [n, Z_SIZE]."""
-    starts = range(0, len(noise), 500)
-    parts = [generator(noise[i : i + 500], training=False) for i in starts]
-    return to_pixels(np.concatenate(parts))
+    n = max(1, min(500, 2**24 // math.prod(generator.output_shape[1:])))  # at a time: 64 MB
+    parts = (generator(noise[i : i + n], training=False) for i in range(0, len(noise), n))
+    return np.concatenate([to_pixels(part.numpy()) for part in parts])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -841,8 +847,9 @@ def plot(rows):
     return picture
 
 
-def save_history(folder):
-    """Write training.gif and progress.png, both made of the pictures of the run's epochs."""
+def save_history(folder, shape):
+    """Write training.gif and progress.png of the run's epochs; shape is that of an image."""
+    row = tile(np.zeros((GRID, *shape), np.uint8), GRID)
     files = [file for file in folder.glob("epoch-*.png") if file.stem[6:].isdecimal()]
     files.sort(key=lambda file: int(file.stem[6:]))
 
@@ -850,15 +857,14 @@ def save_history(folder):
         chosen = sorted({*np.linspace(0, len(files) - 1, count, dtype=int)}) if files else ()
         pictures = [picture for i in chosen if (picture := open_picture(files[i]))]
         # GRID may have been another one before.
-        return [picture for picture in pictures if picture.size == pictures[-1].size]
+        return [picture for picture in pictures if picture.width == row.width]
 
     rows, frames = thin(11), thin(100)  # of the beginning and of each tenth; of all
     if not rows:
         return
-    width, height = rows[0].width, rows[0].height // GRID
-    progress = Image.new(rows[0].mode, (width, height * len(rows)))
+    progress = Image.new(row.mode, (row.width, row.height * len(rows)))
     for i, picture in enumerate(rows):
-        progress.paste(picture, (0, height * i))
+        progress.paste(picture, (0, row.height * i))
     write(folder / "progress.png", progress.save)
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
     side = min(400, frames[0].width)
@@ -925,7 +931,8 @@ def write_rows(folder, rows):
 
 def pixel_spread(images):
     """Return the mean over the pixels of their standard deviation over the images."""
-    return float(np.mean(np.std(images, axis=0, dtype=np.float64)))
+    rows = (images[:, y] for y in range(images.shape[1]))  # one by one, as floats take memory
+    return float(np.mean([np.std(row, axis=0, dtype=np.float64) for row in rows]))
 
 
 def train(gan, images, folder, signals):
@@ -1000,7 +1007,7 @@ def train_epoch(gan, images, folder, signals):
         )
         # Half a second of work at a time keeps the overhead low and Ctrl-C quick. Several workers
         # must all do the same at a time, whatever their speed, or they wait for each other.
-        n = 20 if gan.replicas > 1 else max(1, min(most, int(0.5 * n / (now - started))))
+        n = min(most, 20) if gan.replicas > 1 else max(1, min(most, int(0.5 * n / (now - started))))
     gan.speed, gan.seconds = trained / max(seconds, 1e-9), time.perf_counter() - began
     return True
 
@@ -1044,7 +1051,7 @@ RANGES = {  # of whole numbers where the limits are, else of any
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
     "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
     "LEARNING_RATE": (1e-12, 1e12), "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 1 - 1e-6),
-    "BETA_2": (0.0, 1 - 1e-6), "D_STEPS": (1, 100), "G_STEPS": (1, 100), "EMA": (0.0, 1 - 1e-9),
+    "BETA_2": (0.0, 1 - 1e-6), "D_STEPS": (1, 20), "G_STEPS": (1, 20), "EMA": (0.0, 1 - 1e-9),
     "GRID": (1, 64), "SEED": (0, 2**31 - 1),
 }
 # fmt: on
@@ -1142,7 +1149,7 @@ def choose_strategy():
     if "TF_CONFIG" in os.environ:
         try:
             config = json.loads(os.environ["TF_CONFIG"])
-            kind, index = config["task"]["type"], config["task"]["index"]
+            kind, index = config["task"]["type"], int(config["task"]["index"])
             print(f"worker         {kind} {index}, with {config['cluster']}")
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it
@@ -1156,7 +1163,10 @@ def choose_strategy():
 def check_workers(gan, images):
     """Raise Problem where the workers differ in their settings, data or checkpoint."""
     settings = [globals()[name] for name in SETTINGS if name not in ("DATA", "OUT")]
-    facts = repr((settings, images.shape, gan.step)).encode() + images[:100].tobytes()
+    facts = (
+        repr((settings, images.shape, gan.step)).encode()
+        + images[:: 1 + len(images) // 100].tobytes()
+    )
     mine = float(zlib.crc32(facts))
 
     @tf.function
@@ -1263,7 +1273,7 @@ def run(resume, run_folder, changes, signals):
         print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
     else:
         print(f"\nStopped; nothing is lost. To go on:\n    {resume_command(folder)}")
-    save_history(folder)
+    save_history(folder, images.shape[1:])
     return 0 if finished else 128 + signals[0]
 
 
@@ -1276,6 +1286,7 @@ def sample(count, run_folder, changes):
     settings = read_settings(folder) | changes | {"OUT": str(folder.parent)}
     check_settings(settings)
     globals().update(settings)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that nothing temporary is left
     file = folder / "generator.keras"
     try:
         generator = keras.saving.load_model(file, compile=False)  # safe: it runs no stored code
@@ -1283,10 +1294,12 @@ def sample(count, run_folder, changes):
     except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
         reason = first_line(error) if file.exists() else "the run has not finished an epoch"
         raise Problem(f"{file} cannot be used: {reason}") from None
-    generated, fresh = folder / "generated", folder / f"tmp-{os.getpid()}-generated"
+    generated = folder / "generated"
     if generated.is_symlink():
         raise Problem(f"{generated} is a link; remove it, as images in it would be replaced")
-    fresh.mkdir()
+    for leftover in folder.glob("tmp-generated-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh = Path(tempfile.mkdtemp(prefix="tmp-generated-", dir=folder))
     try:
         for start in range(0, count, 500):
             show_progress(f"drawing images: {start:,} of {count:,}")
@@ -1295,12 +1308,13 @@ def sample(count, run_folder, changes):
                 image = image[..., 0] if image.shape[2] == 1 else image
                 Image.fromarray(image).save(fresh / f"{i:05}.png")
         generated.mkdir(exist_ok=True)
-        for old in generated.glob("[0-9]*.png"):
-            old.unlink()  # of an older call: these do not mix
+        for old in generated.glob("[0-9][0-9][0-9][0-9][0-9]*.png"):
+            if old.stem.isdecimal():
+                old.unlink()  # of an older call: these do not mix
         for file in fresh.iterdir():
             file.rename(generated / file.name)
     finally:
-        shutil.rmtree(fresh)
+        shutil.rmtree(fresh, ignore_errors=True)
         show_progress("")
     columns = min(GRID, count, len(first))
     shown = columns * min(GRID, min(count, len(first)) // columns)
@@ -1360,9 +1374,11 @@ def main():
         return fail(problem, problem.status)
     except (MemoryError, tf.errors.ResourceExhaustedError):
         return fail("out of memory; try a smaller BATCH_SIZE or smaller networks", 1)
+    except KeyboardInterrupt:
+        return 130
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError):
+        return fail("another worker is gone; start all of them again, with --resume", 1)
     except tf.errors.OpError as error:
-        if "TF_CONFIG" in os.environ:
-            return fail("another worker is gone; start all of them again, with --resume", 1)
         return fail(f"TensorFlow failed: {str(error).strip().splitlines()[-1][:300]}", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -30,7 +31,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_data import PIXELS, changed, idx, npy, npy_header, npz, png, save
-from test_run import assert_equal_runs, rows
+from test_run import assert_equal_runs, rows, wait_for
 
 import gan
 
@@ -1037,3 +1038,23 @@ def test_memory_open_files_and_time_per_epoch_stay_flat_over_500_epochs(data, tm
     assert memory[-2] < 1.05 * memory[50] + 5000
     assert abs(files[-2] - files[50]) <= 1
     assert last < 1.5 * first
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux' /proc")
+def test_an_array_far_larger_than_memory_trains_in_flat_memory(tmp_path):
+    count = 20 * 2**30 // 28**2
+    np.lib.format.open_memmap(tmp_path / "many.npy", "w+", np.uint8, (count, 28, 28)).flush()
+    process = start(tmp_path, DATA="many.npy")
+    wait_for(tmp_path / "samples" / "many-001" / "epoch-000.png", process)
+    sizes = []
+    for _ in range(30):
+        time.sleep(1)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        sizes.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1e6)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    print(f"memory from {min(sizes[10:]):.2f} to {max(sizes):.2f} GB")
+    assert process.returncode == 130, err
+    assert max(sizes) < 2 and max(sizes[20:]) < max(sizes[10:20]) + 0.1
+    assert list((tmp_path / "samples" / "many-001" / "checkpoint").iterdir())

@@ -68,8 +68,8 @@ def test_a_run_leaves_a_chart_an_animation_and_its_progress(trained):
         Image.open(folder / "progress.png") as progress,
         Image.open(folder / "epoch-002.png") as last,
     ):
-        row = last.height // 3
-        assert progress.size == (last.width, 3 * row)
+        row = progress.height // 3
+        assert progress.width == last.width and last.height // 3 <= row < last.height // 2
         top = np.asarray(last)[:row]
         assert np.array_equal(np.asarray(progress)[2 * row :], top)
 
@@ -83,12 +83,24 @@ def test_a_long_history_is_thinned_to_a_hundred_frames_and_eleven_rows(small, tm
             pixels = rng.integers(0, 256, pixels.shape, np.uint8)  # noise: nothing packs worse
         gan.tile(pixels, 2).save(tmp_path / f"epoch-{i:03}.png")
     (tmp_path / "epoch-007.png").write_bytes(b"damaged")
-    gan.save_history(tmp_path)
+    gan.save_history(tmp_path, (28, 28, 3))
     with Image.open(tmp_path / "training.gif") as movie:
         assert movie.n_frames in (99, 100)  # one of those chosen may be the damaged one
     assert (tmp_path / "training.gif").stat().st_size < 3e6
     with Image.open(tmp_path / "progress.png") as progress:
-        assert progress.height == 11 * (Image.open(tmp_path / "epoch-000.png").height // 2)
+        assert progress.height == 11 * gan.tile(pixels[:2], 2).height
+
+
+def test_a_new_grid_leaves_the_pictures_of_the_old_one_alone(small, images, tmp_path):
+    small(GRID=4)
+    gan.tile(images[:16], 4).save(tmp_path / "epoch-000.png")
+    small(GRID=3)
+    gan.save_history(tmp_path, images.shape[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-000.png"]
+    gan.tile(images[:9], 3).save(tmp_path / "epoch-001.png")
+    gan.save_history(tmp_path, images.shape[1:])
+    with Image.open(tmp_path / "progress.png") as progress:
+        assert progress.size == gan.tile(images[:3], 3).size
 
 
 def test_samples_are_new_for_another_seed_and_the_same_for_the_same(trained):
@@ -103,8 +115,11 @@ def test_samples_are_new_for_another_seed_and_the_same_for_the_same(trained):
     assert sorted(first) == ["00000.png", "00001.png", "00002.png"]
     assert len(more) == len(other) == 5 and more == again and more.items() >= first.items()
     assert not set(more.values()) & set(other.values())
-    (folder / "generated" / "notes.txt").write_text("mine")
-    assert sorted(sample(1)) == ["00000.png", "notes.txt"]
+    mine = ["2024-best.png", "00001-good.png", "7.png", "notes.txt"]
+    for name in mine:
+        (folder / "generated" / name).write_text("mine")
+    (folder / "tmp-generated-x").mkdir()  # left by a process that was killed
+    assert sorted(sample(1)) == sorted(["00000.png", *mine])
     for name in ("grid.png", "interpolation.png"):
         assert Image.open(folder / name).width > 0
     assert not list(folder.glob("tmp-*"))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -448,3 +449,23 @@ def test_a_new_checkpoint_is_kept_beside_files_from_the_future(small, images, tm
     gan.save_checkpoint(tmp_path, model)
     names = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
     assert len(names) == 3 and "step-000000001.npz" in names
+
+
+def test_settings_of_keras_for_all_programs_do_not_matter(data, tmp_path, monkeypatch):
+    (tmp_path / "keras").mkdir()
+    file = {"backend": "jax", "image_data_format": "channels_first", "floatx": "float64"}
+    (tmp_path / "keras" / "keras.json").write_text(json.dumps(file))
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    net = {"MODEL": "dcgan", "G_HIDDEN": "4,4", "D_HIDDEN": "4,4", "EPOCHS": 1}
+    status, _, err = run(tmp_path, DATA=data, **TINY | net)
+    assert (status, err) == (0, "")
+
+
+def test_the_spread_of_many_images_is_found_in_little_memory():
+    images = np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 1), np.uint8)
+    tracemalloc.start()
+    spread = gan.pixel_spread(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert spread == pytest.approx(images.std(axis=0).mean())
+    assert peak < images.nbytes

@@ -60,18 +60,19 @@ def test_two_workers_equal_two_devices_and_one_replica(tmp_path):
     results = {}
     for name in ("worker0", "worker1", "mirrored", "one"):
         with np.load(tmp_path / f"{name}.npz") as arrays:
-            results[name] = [arrays[key] for key in arrays]
-    first, second = results["worker0"], results["worker1"]
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(
-        np.allclose(a, b, atol=1e-4) for a, b in zip(first, results["mirrored"], strict=True)
-    )
-    steps = len(first) // 2  # the weights after the first few steps
-    one = results["one"]
-    assert all(
-        np.allclose(a, b, atol=1e-4) for a, b in zip(first[:steps], one[:steps], strict=True)
-    )
-    assert not np.allclose(first[1], first[steps + 1], atol=1e-3)  # they went on moving
+            results[name] = dict(arrays)
+    first = results["worker0"]
+    assert len({*first}) > 80
+    for key, value in first.items():
+        assert np.array_equal(value, results["worker1"][key]), key
+        # With batch normalisation ("True") a bias before it has no gradient but what rounding
+        # leaves, of which Adam makes whole steps.
+        near = 0.02 if key.startswith("True") else 1e-4
+        if " 5 " in key:  # the first few steps
+            assert np.allclose(value, results["one"][key], atol=near), key
+        if " 5 " in key or key.startswith("False"):
+            assert np.allclose(value, results["mirrored"][key], atol=near), key
+    assert not np.allclose(first["False 5 1"], first["False 30 1"], atol=1e-3)  # they went on
 
 
 def test_workers_train_as_one_and_go_on_after_one_is_killed(data, tmp_path):
@@ -124,3 +125,11 @@ def test_a_bad_tf_config_gets_one_line(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(gan.Problem, match="TF_CONFIG cannot be used"):
         gan.choose_strategy()
+
+
+@pytest.mark.parametrize("index, chief", [(0, True), ("0", True), (1, False), ("1", False)])
+def test_the_first_worker_keeps_the_run_also_if_its_index_is_a_text(monkeypatch, index, chief):
+    task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": index}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+    monkeypatch.setattr(gan.tf.distribute, "MultiWorkerMirroredStrategy", lambda: "strategy")
+    assert gan.choose_strategy() == ("strategy", chief)

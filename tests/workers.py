@@ -30,11 +30,13 @@ if how == "one":
     gan.draw_noise = lambda count, key: tf.concat(
         [draw(count // 2, 2 * key), draw(count // 2, 2 * key + 1)], 0
     )
-model, weights = gan.GAN(images, strategy), []
-if model.replicas > 1:
-    gan.check_workers(model, images)
-for first in (0, 5):  # the first few steps, then the rest of the epoch
-    part = batches[first : 5 if first == 0 else None]
-    model.train(part, first, first * 20)
-    weights += [variable.numpy() for variable in model.variables()]
-np.savez(file, *weights)
+weights = {}
+for gan.BATCH_NORM in (False, True):
+    model = gan.GAN(images, strategy)
+    if model.replicas > 1:
+        gan.check_workers(model, images)
+    for first, last in ((0, 5), (5, 30)):  # the first few steps, then the rest of the epoch
+        model.train(batches[first:last], first, first * 20)
+        values = [variable.numpy() for variable in model.variables()]
+        weights |= {f"{gan.BATCH_NORM} {last} {i}": value for i, value in enumerate(values)}
+np.savez(file, **weights)
