@@ -1,13 +1,14 @@
 """Measure gan.py: how fast it trains, what it costs beside that, and how good its digits are.
 
     python tests/benchmark.py speed                 training steps against NumPy's matmul
+    python tests/benchmark.py recipes               training steps of the README's recipes
     python tests/benchmark.py overhead EPOCHS=3     a whole run: start, pictures, files, memory
     python tests/benchmark.py bigfile               memory while training 20 s on a 4 GB file
     python tests/benchmark.py scale                 one worker against two, of a thread each
     python tests/benchmark.py quality --udacity     the reference for quality's ratio, once
     python tests/benchmark.py quality --seeds 10    FID and more on MNIST, for 10 seeds
 
-All but bigfile take settings as gan.py does; those of speed hold for all its rows.
+Speed, overhead and quality take settings as gan.py does; those of speed hold for all its rows.
 MNIST with labels is the folder GAN_MNIST of the four IDX .gz files, else Keras' mnist.npz.
 """
 
@@ -43,16 +44,17 @@ def command_line():
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    names = "speed", "overhead", "bigfile", "scale", "quality"
+    names = "speed", "recipes", "overhead", "bigfile", "scale", "quality"
     subs = [commands.add_parser(name) for name in names]
-    speed, overhead, _, _, quality = (sub.add_argument for sub in subs)
-    speed("--cores", type=int, default=1, help="number of cores to pin to (default: 1)")
+    speed, recipes, overhead, _, _, quality = (sub.add_argument for sub in subs)
+    for command in (speed, recipes):
+        command("--cores", type=int, default=1, help="number of cores to pin to (default: 1)")
     overhead("--epochs-flat", type=int, metavar="N", help="do N epochs: does memory stay flat?")
     quality("--seeds", type=seed_list, default="3", help="a list as 3,5,8 or a number (default: 3)")
     quality("--udacity", action="store_true", help="take Udacity's settings and keep their FID")
     quality("--samples-out", metavar="FILE.png", help="picture of 100 images of the first seed")
     options, options.settings = parser.parse_known_args()
-    alone = options.command in ("bigfile", "scale")
+    alone = options.command in ("recipes", "bigfile", "scale")
     if any(x.startswith("-") or alone for x in options.settings):
         parser.error(f"not known here: {' '.join(options.settings)}")
     return options
@@ -71,7 +73,7 @@ def pin(cores):
 
 if __name__ == "__main__":
     options = command_line()
-    if options.command == "speed":
+    if "cores" in options:
         pin(options.cores)  # before the imports below, which start NumPy's and TensorFlow's threads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +84,7 @@ import numpy as np
 
 import gan
 
-keras = gan.keras
+keras, layers = gan.keras, gan.layers
 
 
 def parse(arguments, *forbidden):
@@ -161,6 +163,84 @@ def speed(options):
             flush=True,
         )
     print(f"peak memory of this process, over all rows: {peak_memory('RUSAGE_SELF'):,.0f} MB")
+
+
+def tutorial_generator(shape):
+    """Return the generator of TensorFlow's DCGAN tutorial, for images [28, 28, 1]."""
+    stack = [keras.Input((gan.Z_SIZE,)), layers.Dense(7 * 7 * 256, use_bias=False)]
+    stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3), layers.Reshape((7, 7, 256))]
+    for channels, stride in ((128, 1), (64, 2)):
+        stack += [layers.Conv2DTranspose(channels, 5, stride, padding="same", use_bias=False)]
+        stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3)]
+    output = {"padding": "same", "use_bias": False, "activation": "tanh"}
+    return keras.Sequential([*stack, layers.Conv2DTranspose(1, 5, 2, **output)])
+
+
+def tutorial_discriminator(shape):
+    """Return the discriminator of TensorFlow's DCGAN tutorial: images -> logits [n, 1]."""
+    stack = [keras.Input(shape)]
+    for channels in (64, 128):
+        stack += [layers.Conv2D(channels, 5, 2, padding="same"), layers.LeakyReLU(0.3)]
+        stack += [layers.Dropout(0.3)]
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(1)])
+
+
+def plain_loop(images):
+    """Return a function that does 10 of the tutorial's own steps, compiled, on images [n, ...]."""
+    generator, discriminator = tutorial_generator(None), tutorial_discriminator(images.shape[1:])
+    networks = generator, discriminator
+    optimizers = keras.optimizers.Adam(1e-4), keras.optimizers.Adam(1e-4)
+    real, loss = images / 127.5 - 1, keras.losses.BinaryCrossentropy(from_logits=True)
+    real = real.astype(np.float32)
+
+    @gan.tf.function
+    def step():
+        noise = gan.tf.random.normal((len(real), gan.Z_SIZE))
+        with gan.tf.GradientTape(persistent=True) as tape:
+            fake = discriminator(generator(noise, training=True), training=True)
+            true = discriminator(real, training=True)
+            g_loss = loss(gan.tf.ones_like(fake), fake)
+            d_loss = loss(gan.tf.ones_like(true), true) + loss(gan.tf.zeros_like(fake), fake)
+        for network, optimizer, each in zip(networks, optimizers, (g_loss, d_loss)):
+            weights = network.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(each, weights), weights))
+        return g_loss
+
+    return lambda: [step().numpy() for _ in range(10)]
+
+
+def recipes(_):
+    """Print images/s of the README's recipes, and of the nets of TensorFlow's DCGAN tutorial."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    commands = {"default": ""}
+    for title, line in itertools.pairwise(lines):
+        if "python gan.py" in line and title.startswith("    # "):
+            commands[title.strip("# ")] = line.partition("gan.py ")[2]
+    tutorial = "MODEL=dcgan PRIOR=normal Z_SIZE=100 OUTPUT=tanh GRADIENT_PENALTY=0 EMA=0"
+    nets = "the nets of TensorFlow's DCGAN tutorial"
+    commands[nets] = f"{tutorial} BATCH_SIZE=256"
+    defaults = {name: vars(gan)[name] for name in gan.SETTINGS}
+    for title, command in commands.items():
+        vars(gan).update(defaults | parse(command.split()))
+        if title == nets:
+            vars(gan).update(
+                build_generator=tutorial_generator, build_discriminator=tutorial_discriminator
+            )
+        keras.backend.clear_session()
+        shape = (10 if gan.MODEL == "dcgan" else 100, 1, gan.BATCH_SIZE, 28, 28, 1)
+        batches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        model = gan.GAN(batches[0, 0])
+
+        def train(model=model, batches=batches):
+            model.train(batches, 0, 0)
+            model.sums.numpy()  # waits for the result
+
+        rate = math.prod(shape[:3]) / median_seconds(3, train)
+        print(f"{rate:9,.0f} images/s  {title}", flush=True)
+    rate = 10 * gan.BATCH_SIZE / median_seconds(3, plain_loop(batches[0, 0]))
+    print(
+        f"{rate:9,.0f} images/s  the same in the tutorial's own loop, in one function", flush=True
+    )
 
 
 # Overhead and big files: runs of gan.py in a process of their own.
@@ -417,7 +497,6 @@ def train_judge(images, labels):
     """Return a small convolutional network, trained to tell the digits."""
     print("training the judge, once ...", flush=True)
     keras.utils.set_random_seed(0)
-    layers = gan.layers
     stack = [keras.Input((28, 28, 1)), layers.Rescaling(1 / 255)]
     for channels in (32, 64):
         stack += [layers.Conv2D(channels, 3, activation="relu"), layers.MaxPooling2D()]
