@@ -73,7 +73,7 @@ D_HIDDEN = 768            # units of D's hidden layer; 512,256 for two of them
 ACTIVATION = "relu"       # of hidden layers: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
 OUTPUT = "sigmoid"        # "sigmoid": pixels 0 to 1, or "tanh": -1 to 1
-BATCH_NORM = False        # True or False: normalise hidden layers by the batch
+BATCH_NORM = False        # True, False, or G alone: normalise hidden layers
 LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
 GRADIENT_PENALTY = 0.1    # weight, 0 or more: keeps D smooth, training stable
@@ -99,20 +99,22 @@ SETTINGS = [name for name in globals() if name.isupper()]
 # ------------------------------------------------------------------------------------------------
 # Networks
 # ------------------------------------------------------------------------------------------------
-def activate(activation, normalize=True):
-    """Return what follows a hidden layer: its activation, and before it batch normalisation."""
+def activate(activation, normalize):
+    """Return what follows a hidden layer: batch normalisation where wanted, and its activation."""
     leaky = activation == "leaky_relu"
     last = layers.LeakyReLU(LEAK) if leaky else layers.Activation(activation)
-    if not (BATCH_NORM and normalize):
+    if not normalize:
         return [last]
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1  # share their statistics
     return [layers.BatchNormalization(momentum=0.8, synchronized=several), last]
 
 
-def hidden_layers(widths):
+def hidden_layers(widths, normalize):
     """Return the hidden layers of an MLP; widths is the units of one, or a tuple of several."""
-    widths = widths if isinstance(widths, tuple) else (widths,)
-    return [layer for units in widths for layer in (layers.Dense(units), *activate(ACTIVATION))]
+    stack = []
+    for units in widths if isinstance(widths, tuple) else (widths,):
+        stack += [layers.Dense(units), *activate(ACTIVATION, normalize)]
+    return stack
 
 
 def strided(kind, channels, **options):
@@ -131,25 +133,26 @@ def build_generator(shape):
         first = height >> len(G_HIDDEN), width >> len(G_HIDDEN), G_HIDDEN[0]
         weights = keras.initializers.RandomNormal(0, 0.02)
         stack += [layers.Dense(math.prod(first), kernel_initializer=weights)]
-        stack += [layers.Reshape(first), *activate("relu")]
+        stack += [layers.Reshape(first), *activate("relu", BATCH_NORM)]
         for width in G_HIDDEN[1:]:
-            stack += [strided(layers.Conv2DTranspose, width), *activate("relu")]
+            stack += [strided(layers.Conv2DTranspose, width), *activate("relu", BATCH_NORM)]
         stack += [strided(layers.Conv2DTranspose, channels, activation=OUTPUT)]
     else:
-        stack += hidden_layers(G_HIDDEN)
+        stack += hidden_layers(G_HIDDEN, BATCH_NORM)
         stack += [layers.Dense(math.prod(shape), activation=OUTPUT), layers.Reshape(shape)]
     return keras.Sequential(stack, name="generator")
 
 
 def build_discriminator(shape):
     """Return the discriminator: images [n, *shape] -> logits [n, 1], above 0 for "real"."""
-    stack = [keras.Input(shape)]
+    stack, normalize = [keras.Input(shape)], BATCH_NORM is True
     if MODEL == "dcgan":
         for i, width in enumerate(D_HIDDEN):
-            stack += [strided(layers.Conv2D, width), *activate("leaky_relu", normalize=i > 0)]
+            inside = normalize and i > 0  # not where images come in
+            stack += [strided(layers.Conv2D, width), *activate("leaky_relu", inside)]
         stack += [layers.Flatten()]
     else:
-        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN)]
+        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize)]
     return keras.Sequential([*stack, layers.Dense(1)], name="discriminator")
 
 
@@ -1044,7 +1047,7 @@ def settings_block():
 CHOICES = {
     "MODEL": ("mlp", "dcgan"), "OUTPUT": ("tanh", "sigmoid"), "LOSS": ("non-saturating", "minimax"),
     "ACTIVATION": ("leaky_relu", "relu", "tanh"), "PRIOR": ("normal", "sphere"),
-    "EARLY_STOP": (None,), "BATCH_NORM": (True, False), "LR_DECAY": (True, False),
+    "EARLY_STOP": (None,), "BATCH_NORM": (True, False, "G"), "LR_DECAY": (True, False),
 }
 RANGES = {  # of whole numbers where the limits are, else of any
     "IMAGE_SIZE": (2, 1024), "Z_SIZE": (1, 2**16), "G_HIDDEN": (1, 2**16), "D_HIDDEN": (1, 2**16),
@@ -1062,7 +1065,7 @@ def accepts(name, value):
     if name in ("DATA", "OUT"):
         return type(value) is str and value.strip() != "" and "\0" not in value
     if name in CHOICES and (type(value) is not tuple or name not in ("PRIOR", "EARLY_STOP")):
-        return value in CHOICES[name]
+        return any(type(value) is type(choice) and value == choice for choice in CHOICES[name])
     low, high = RANGES.get(name, (-1e6, 1e6))
     kinds = (int,) if type(low) is int else (int, float)
     values = value if type(value) is tuple else (value,)

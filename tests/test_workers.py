@@ -85,7 +85,9 @@ def test_workers_train_as_one_and_go_on_after_one_is_killed(data, tmp_path):
     workers[1].kill()
     (status, out, err), (killed, *_) = finish(workers)
     assert (status, killed) == (1, -signal.SIGKILL)
-    assert err.count("\n") == 1 and "another worker is gone" in err and "worker 0" in out
+    *remarks, last = err.splitlines()  # TensorFlow 2.18 has some
+    assert "another worker is gone" in last and "worker 0" in out
+    assert "Traceback" not in err and not any(line.startswith("gan.py") for line in remarks)
     done = int(np.load(max((run / "checkpoint").iterdir()))["arr_" + str(counters(run))][0])
     again = list(start_two(tmp_path, ROOT / "gan.py", "--resume", f"EPOCHS={done + 1}"))
     (first, out, err), (second, silent, problem) = finish(again)
