@@ -27,6 +27,7 @@ import mmap
 import os
 import queue
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -41,11 +42,14 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends the process
+    for name in ("stdout", "stderr"):  # which were closed if they are None
+        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))  # noqa: SIM115
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends the process
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 stderr = os.dup(2)  # keeps TensorFlow's remarks on missing GPUs off the screen while it loads
@@ -117,10 +121,14 @@ def hidden_layers(widths, normalize):
     return stack
 
 
+def small_weights():
+    """Return the initial weights of a dcgan, as an option of its layers."""
+    return {"kernel_initializer": keras.initializers.RandomNormal(0, 0.02)}
+
+
 def strided(kind, channels, **options):
     """Return a convolution of a dcgan, which halves or (if transposed) doubles both sides."""
-    weights = keras.initializers.RandomNormal(0, 0.02)
-    return kind(channels, 5, 2, padding="same", kernel_initializer=weights, **options)
+    return kind(channels, 5, 2, padding="same", **small_weights(), **options)
 
 
 def build_generator(shape):
@@ -131,11 +139,10 @@ def build_generator(shape):
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434
         height, width, channels = shape
         first = height >> len(G_HIDDEN), width >> len(G_HIDDEN), G_HIDDEN[0]
-        weights = keras.initializers.RandomNormal(0, 0.02)
-        stack += [layers.Dense(math.prod(first), kernel_initializer=weights)]
+        stack += [layers.Dense(math.prod(first), **small_weights())]
         stack += [layers.Reshape(first), *activate("relu", BATCH_NORM)]
-        for width in G_HIDDEN[1:]:
-            stack += [strided(layers.Conv2DTranspose, width), *activate("relu", BATCH_NORM)]
+        for stage in G_HIDDEN[1:]:
+            stack += [strided(layers.Conv2DTranspose, stage), *activate("relu", BATCH_NORM)]
         stack += [strided(layers.Conv2DTranspose, channels, activation=OUTPUT)]
     else:
         stack += hidden_layers(G_HIDDEN, BATCH_NORM)
@@ -147,13 +154,13 @@ def build_discriminator(shape):
     """Return the discriminator: images [n, *shape] -> logits [n, 1], above 0 for "real"."""
     stack, normalize = [keras.Input(shape)], BATCH_NORM is True
     if MODEL == "dcgan":
-        for i, width in enumerate(D_HIDDEN):
+        for i, stage in enumerate(D_HIDDEN):
             inside = normalize and i > 0  # not where images come in
-            stack += [strided(layers.Conv2D, width), *activate("leaky_relu", inside)]
-        stack += [layers.Flatten()]
+            stack += [strided(layers.Conv2D, stage), *activate("leaky_relu", inside)]
+        stack += [layers.Flatten(), layers.Dense(1, **small_weights())]
     else:
-        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize)]
-    return keras.Sequential([*stack, layers.Dense(1)], name="discriminator")
+        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize), layers.Dense(1)]
+    return keras.Sequential(stack, name="discriminator")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -407,7 +414,8 @@ def warn(message):
 def show_progress(text):
     """Show text in the terminal's last line, to be overwritten by the next; never in a file."""
     if sys.stdout.isatty():
-        print(text[:78].ljust(78), end="\r", flush=True)
+        width = shutil.get_terminal_size().columns - 1
+        print(text[:width].ljust(width), end="\r", flush=True)
 
 
 def load_images():
@@ -576,7 +584,7 @@ def as_images(array):
     parts = [slice(i, i + n) for i in range(0, len(array), n)]
     low = float(np.min([array[part].min() for part in parts]))
     high = float(np.max([array[part].max() for part in parts]))
-    if array.dtype.kind in "iu" and low >= 0 and 1 < high <= 255:
+    if array.dtype.kind in "iu" and low >= 0 and 128 <= high <= 255:
         return array.astype(np.uint8)
     if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers reach from {low} to {high}")
@@ -588,15 +596,18 @@ def as_images(array):
 
 def read_folder(folder):
     """Return all images below folder as IMAGE_SIZE squares; skip bad ones. Raises Problem."""
-    # os.walk follows no links to folders, so it cannot run in a circle.
-    files = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
-    files = sorted(f for f in files if f.suffix.lower() in PICTURES and f.is_file())
+    files = []
+    for root, folders, names in os.walk(folder):  # no links to folders, so not in a circle
+        if {"settings.json", "epoch-000.png"} <= {*names}:
+            folders.clear()  # our own run
+        else:
+            files += sorted(Path(root, n) for n in names if Path(n).suffix.lower() in PICTURES)
+        folders.sort()
     try:
         images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     except MemoryError as error:
         raise Problem(f"{first_line(error)}; try a smaller IMAGE_SIZE") from None
     count, skipped = 0, 0
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
 
     def read(start):  # 100 files, as with one at a time the threads mostly wait for each other
         return [read_picture(*pair) for pair in zip(files[start : start + 100], images[start:])]
@@ -631,7 +642,11 @@ def read_picture(file, image):
     """Put a file's picture into image, uint8 [IMAGE_SIZE, IMAGE_SIZE, 3]; return what failed."""
     side = IMAGE_SIZE, IMAGE_SIZE
     try:
+        if not os.path.isfile(file):  # a pipe, say
+            raise OSError("it is no file, or must not be read")
         with Image.open(file, formats=FORMATS) as picture:
+            if math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"it has {math.prod(picture.size):,} pixels")
             picture.draft("RGB", side)  # a large JPEG is decoded at part size
             ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode[0] in "IF":  # 16 bits or floats, which Pillow would clip
@@ -661,8 +676,12 @@ HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seco
 ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 # What a resumed run cannot change: its data, and the networks' shapes and range of pixels.
-FIXED = ("DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "G_HIDDEN", "D_HIDDEN", "BATCH_NORM")
-FIXED += ("OUTPUT", "PRIOR")
+# fmt: off
+FIXED = (
+    "DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "PRIOR", "G_HIDDEN", "D_HIDDEN", "OUTPUT",
+    "BATCH_NORM",
+)
+# fmt: on
 
 
 def write(path, save):
@@ -706,9 +725,9 @@ def find_run(run, out):
     return max(runs, key=lambda file: file.stat().st_mtime).parent
 
 
-def lock(folder):
-    """Keep other processes from training this run until this one ends. Raises Problem."""
-    file = open(folder / "lock", "a")  # noqa: SIM115 - it stays open as long as the process lives
+def lock(folder, name="lock"):
+    """Keep other processes that ask for this lock out until this one ends. Raises Problem."""
+    file = open(folder / name, "a")  # noqa: SIM115 - it stays open as long as the process lives
     try:
         if os.name == "nt":
             import msvcrt
@@ -719,9 +738,9 @@ def lock(folder):
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise Problem(f"{folder} is being trained by another process") from None
+        raise Problem(f"{folder} is in use by another process") from None
     except OSError as error:
-        warn(f"{folder} cannot be locked ({error}); do not train this run twice at once")
+        warn(f"{folder} cannot be locked ({error}); do not use it twice at once")
     return file
 
 
@@ -774,7 +793,10 @@ def read_checkpoint(folder):
     for file in files:
         try:
             with np.load(file, allow_pickle=False) as arrays:
-                return [arrays[f"arr_{i}"] for i in range(len(arrays))]
+                checkpoint = [arrays[f"arr_{i}"] for i in range(len(arrays))]
+            if len(checkpoint) < 4 or [a.shape for a in checkpoint[-2:]] != [(3,), (4,)]:
+                raise ValueError("it is no checkpoint")
+            return checkpoint
         except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
             warn(f"{file} is damaged ({first_line(error)}); going back to the one before")
     if files or (folder / "epoch-002.png").exists():
@@ -856,13 +878,15 @@ def save_history(folder, shape):
     files = [file for file in folder.glob("epoch-*.png") if file.stem[6:].isdecimal()]
     files.sort(key=lambda file: int(file.stem[6:]))
 
-    def thin(count):
+    def load(count, change):
         chosen = sorted({*np.linspace(0, len(files) - 1, count, dtype=int)}) if files else ()
-        pictures = [picture for i in chosen if (picture := open_picture(files[i]))]
+        pictures = (open_picture(files[i]) for i in chosen)  # one by one: they may be large
         # GRID may have been another one before.
-        return [picture for picture in pictures if picture.width == row.width]
+        return [change(p) for p in pictures if p and p.width == row.width]
 
-    rows, frames = thin(11), thin(100)  # of the beginning and of each tenth; of all
+    side = min(400, row.width)
+    rows = load(11, lambda p: p.crop((0, 0, *row.size)))  # of the beginning and each tenth
+    frames = load(100, lambda p: ImageOps.contain(p.convert("RGB"), (side, side)))
     if not rows:
         return
     progress = Image.new(row.mode, (row.width, row.height * len(rows)))
@@ -870,10 +894,9 @@ def save_history(folder, shape):
         progress.paste(picture, (0, row.height * i))
     write(folder / "progress.png", progress.save)
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
-    side = min(400, frames[0].width)
     while True:
-        small = [ImageOps.contain(frame.convert("RGB"), (side, side)) for frame in frames]
-        small, movie = [frame.quantize(32) for frame in small], io.BytesIO()
+        small = [ImageOps.contain(frame, (side, side)).quantize(32) for frame in frames]
+        movie = io.BytesIO()
         small[0].save(movie, "gif", save_all=True, append_images=small[1:], duration=times, loop=0)
         if movie.tell() < 3e6 or side < 100:
             break
@@ -897,7 +920,7 @@ def tensorboard(folder, rows):
         return lambda row: None
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()  # all epochs are written anew, so that none is there twice
-    writer = tf.summary.create_file_writer(str(folder))
+    writer = tf.summary.create_file_writer(os.fsencode(folder))
 
     def show(row):
         with writer.as_default(int(row[0])):
@@ -941,7 +964,10 @@ def pixel_spread(images):
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
     noise = draw_noise(max(256, GRID**2), -1)  # -1: a key that no iteration has
-    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)])
+    some = images[:: max(1, len(images) // 1000)]
+    real_spread = pixel_spread(some)
+    if some.max() < 32:
+        warn(f"the images are nearly black: their pixels reach {some.max()} of 255")
     said = {}
     if gan.step == 0:
         write(folder / "epoch-000.png", tile(generate(gan.average, noise)[: GRID**2], GRID).save)
@@ -968,9 +994,10 @@ def train(gan, images, folder, signals):
         show(gan.rows[-1])
         show_progress("")
         print(ROW.format(EPOCHS, **row))
-        said = explain(row, said)
+        if gan.step >= 300:  # before that G is just untrained
+            said = explain(row, said)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
-            print("EARLY_STOP: D(G(z)) is where you wanted it. To go on: --resume EARLY_STOP=None")
+            print("EARLY_STOP: D(G(z)) is where you wanted it.")
             return True
         if signals and gan.epoch < EPOCHS:
             return False
@@ -1085,14 +1112,26 @@ def check_settings(settings):
         if not accepts(name, value):
             line = re.search(rf"^{name} = .*? # (.*)$", settings_block(), re.MULTILINE)
             hint = f"{name} is: {line[1]}" if line else "see --help"
+            hint += " ({:g} to {:g})".format(*RANGES[name]) if name in RANGES else ""
             raise Problem(f"{name}={str(value)[:99]} will not do; {hint}")
 
 
-def check_stages(images):
-    """Raise Problem where a dcgan's stages, which halve the images' sides, do not fit them."""
+def check_images(images, replicas):
+    """Raise Problem where the settings do not fit the images, or not so many replicas."""
+    need = f"BATCH_SIZE={BATCH_SIZE}" + (f" times D_STEPS={D_STEPS}" if D_STEPS > 1 else "")
+    if len(images) < BATCH_SIZE * D_STEPS:
+        raise Problem(f"DATA={DATA} has only {len(images)} images, but {need}")
+    if BATCH_SIZE % replicas:
+        raise Problem(f"BATCH_SIZE={BATCH_SIZE} cannot be divided among {replicas} replicas")
+    side = max(images.shape[1:3])
+    if GRID * side > 2**13:
+        raise Problem(
+            f"GRID={GRID} makes pictures of {GRID * side:,} pixels a side of images of {side}: "
+            f"GRID={max(1, 2**13 // side)} is the most"
+        )
     if MODEL != "dcgan":
         return
-    if tuple not in (type(G_HIDDEN), type(D_HIDDEN)) or type(G_HIDDEN) is not type(D_HIDDEN):
+    if not type(G_HIDDEN) is type(D_HIDDEN) is tuple:
         raise Problem("MODEL=dcgan needs channels for each stage: G_HIDDEN=128,64 D_HIDDEN=64,128")
     height, width = images.shape[1:3]
     unit = 2 ** max(len(G_HIDDEN), len(D_HIDDEN))
@@ -1155,6 +1194,8 @@ def choose_strategy():
             kind, index = config["task"]["type"], int(config["task"]["index"])
             print(f"worker         {kind} {index}, with {config['cluster']}")
             strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        except KeyError as error:
+            raise Problem(f"TF_CONFIG has no {error}") from None
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it
             raise Problem(f"TF_CONFIG cannot be used: {first_line(error)}") from None
         return strategy, kind == "chief" or (index == 0 and "chief" not in config["cluster"])
@@ -1189,6 +1230,8 @@ def describe(name, images, gan, folder):
     count, height, width, channels = images.shape
     kind = "grey" if channels == 1 else "RGB"
     gpus = len(tf.config.list_logical_devices("GPU"))
+    ours = hasattr(os, "sched_getaffinity")  # of the machine's cores
+    cores = len(os.sched_getaffinity(0)) if ours else os.cpu_count()
     print(f"data           {name}: {count:,} {kind} images, {width} x {height}")
     for network in (gan.generator, gan.discriminator):
         sizes = [math.prod(network.input_shape[1:])]
@@ -1196,7 +1239,7 @@ def describe(name, images, gan, folder):
         units, parameters = "-".join(str(n) for n in sizes if n), network.count_params()
         print(f"{network.name:14} {units}: {parameters:,} parameters")
     replicas = f", {gan.replicas} replicas" if gan.replicas > 1 else ""
-    print(f"device         {f'{gpus} GPU' if gpus else f'CPU, {os.cpu_count()} cores'}{replicas}")
+    print(f"device         {f'{gpus} GPU' if gpus else f'CPU, {cores} cores'}{replicas}")
     if not importlib.util.find_spec("tensorboard"):
         print("tensorboard    not installed; for curves of all runs: pip install tensorboard")
     print(f"run            {folder}\n")
@@ -1204,8 +1247,19 @@ def describe(name, images, gan, folder):
 
 def resume_command(folder, *settings):
     """Return the command that goes on with the run in folder."""
-    folder = f'"{folder}"' if " " in str(folder) else str(folder)
+    folder = f'"{folder}"' if os.name == "nt" else shlex.quote(str(folder))
     return " ".join(("python gan.py --resume --run", folder, *settings))
+
+
+def load_images_or_digits():
+    """Return (name, images) of DATA, or drawn digits where MNIST is not to be had."""
+    try:
+        return load_images()
+    except NoMnist as problem:
+        rule = "!" * 78
+        print(f"{rule}\n{problem}\nThis run trains on DRAWN DIGITS instead.\n{rule}\n")
+        globals().update(DATA="digits")
+        return load_images()
 
 
 def run(resume, run_folder, changes, signals):
@@ -1233,25 +1287,12 @@ def run(resume, run_folder, changes, signals):
             raise Problem("--run goes with --resume; a new run makes its own folder")
         globals().update(changes)
         check_settings({name: globals()[name] for name in SETTINGS})
-        globals().update([parse_setting(f"DATA={DATA}")])
-        try:
-            name, images = load_images()
-        except NoMnist as problem:
-            rule = "!" * 78
-            print(f"{rule}\n{problem}\nThis run trains on DRAWN DIGITS instead.\n{rule}\n")
-            globals().update(DATA="digits")
-            name, images = load_images()
-    if len(images) < BATCH_SIZE * D_STEPS:
-        need = f"BATCH_SIZE={BATCH_SIZE}" + (f" times D_STEPS={D_STEPS}" if D_STEPS > 1 else "")
-        raise Problem(f"DATA={DATA} has only {len(images)} images, but {need}")
-    replicas = strategy.num_replicas_in_sync
-    if BATCH_SIZE % replicas:
-        raise Problem(f"BATCH_SIZE={BATCH_SIZE} cannot be divided among {replicas} replicas")
-    check_stages(images)
+        name, images = load_images_or_digits()
+    check_images(images, strategy.num_replicas_in_sync)
     gan = GAN(images, strategy)
     if checkpoint:
         restore(gan, checkpoint)
-    if replicas > 1:
+    if gan.replicas > 1:
         check_workers(gan, images)
     if not chief:
         globals().update(OUT=tempfile.mkdtemp())
@@ -1273,7 +1314,8 @@ def run(resume, run_folder, changes, signals):
     show_progress("")
     if finished:
         print(f"\nDone in {time.perf_counter() - began:.0f} s: see {folder}. To train longer:")
-        print(f"    {resume_command(folder, f'EPOCHS={2 * EPOCHS}')}")
+        more = f"EPOCHS={2 * EPOCHS}" if gan.epoch == EPOCHS else "EARLY_STOP=None"
+        print(f"    {resume_command(folder, more)}")
     else:
         print(f"\nStopped; nothing is lost. To go on:\n    {resume_command(folder)}")
     save_history(folder, images.shape[1:])
@@ -1290,16 +1332,17 @@ def sample(count, run_folder, changes):
     check_settings(settings)
     globals().update(settings)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # so that nothing temporary is left
-    file = folder / "generator.keras"
+    generated, file = folder / "generated", folder / "generator.keras"
+    if generated.is_symlink():
+        raise Problem(f"{generated} is a link; remove it, as images in it would be replaced")
+    generated.mkdir(exist_ok=True)
+    locked = lock(folder, "sample.lock")  # noqa: F841 - until the process ends
     try:
         generator = keras.saving.load_model(file, compile=False)  # safe: it runs no stored code
         first = generate(generator, draw_noise(500, -3))
     except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
         reason = first_line(error) if file.exists() else "the run has not finished an epoch"
         raise Problem(f"{file} cannot be used: {reason}") from None
-    generated = folder / "generated"
-    if generated.is_symlink():
-        raise Problem(f"{generated} is a link; remove it, as images in it would be replaced")
     for leftover in folder.glob("tmp-generated-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix="tmp-generated-", dir=folder))
@@ -1310,7 +1353,6 @@ def sample(count, run_folder, changes):
             for i, image in enumerate(images[: count - start], start):
                 image = image[..., 0] if image.shape[2] == 1 else image
                 Image.fromarray(image).save(fresh / f"{i:05}.png")
-        generated.mkdir(exist_ok=True)
         for old in generated.glob("[0-9][0-9][0-9][0-9][0-9]*.png"):
             if old.stem.isdecimal():
                 old.unlink()  # of an older call: these do not mix
@@ -1367,6 +1409,7 @@ def main():
     parser.error = lambda message: sys.exit(fail(f"{message}; see --help", 2))
     options = parser.parse_intermixed_args()
     try:
+        globals().update(parse_setting(f"{name}={globals()[name]}") for name in ("DATA", "OUT"))
         changes = dict(map(parse_setting, options.settings))
         if options.sample is None:
             return run(options.resume, options.run, changes, [])

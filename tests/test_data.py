@@ -835,3 +835,17 @@ def test_data_can_be_the_drawn_digits(small, monkeypatch):
     monkeypatch.setattr(gan, "draw_digits", lambda count: count)
     small(DATA="digits")
     assert gan.load_images() == ("digits", 20000)
+
+
+def test_whole_numbers_of_a_small_range_are_scaled_as_other_numbers_are():
+    images = gan.as_images(np.arange(16).reshape(1, 4, 4))
+    assert (images.min(), images.max()) == (0, 255)
+
+
+def test_a_run_inside_the_folder_of_images_is_not_read(small, tmp_path):
+    small(DATA=str(tmp_path), IMAGE_SIZE=8)
+    (tmp_path / "run" / "generated").mkdir(parents=True)
+    for name in ("a.png", "run/epoch-000.png", "run/generated/00000.png"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "run" / "settings.json").write_text("{}")
+    assert len(gan.load_images()[1]) == 1

@@ -125,6 +125,16 @@ def test_samples_are_new_for_another_seed_and_the_same_for_the_same(trained):
     assert not list(folder.glob("tmp-*"))
 
 
+def test_two_processes_do_not_draw_samples_of_a_run_at_once(trained, small):
+    home, folder = trained
+    small(OUT=str(home / "samples"))
+    held = gan.lock(folder, "sample.lock")
+    with pytest.raises(gan.Problem, match="in use by another process"):
+        gan.sample(3, None, {})
+    held.close()
+    assert gan.sample(3, None, {}) == 0
+
+
 def test_samples_come_from_the_generator_of_the_run(trained, small, capsys):
     home, folder = trained
     small(OUT=str(home / "samples"))

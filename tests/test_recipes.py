@@ -128,4 +128,4 @@ def test_a_dcgan_stopped_and_resumed_equals_one_never_stopped(small, tmp_path):
 def test_a_dcgan_that_does_not_fit_its_images_names_sizes_that_do(small, settings, said):
     small(**DCGAN | settings)
     with pytest.raises(gan.Problem, match=said):
-        gan.check_stages(np.zeros((20, 28, 28, 1), np.uint8))
+        gan.check_images(np.zeros((20, 28, 28, 1), np.uint8), 1)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, run, start
+from conftest import ROOT, TINY, arguments, run, start
 from PIL import Image
 
 import gan
@@ -469,3 +470,54 @@ def test_the_spread_of_many_images_is_found_in_little_memory():
     tracemalloc.stop()
     assert spread == pytest.approx(images.std(axis=0).mean())
     assert peak < images.nbytes
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
+def test_a_run_whose_output_is_closed_trains(data, tmp_path, closed):
+    code = f"import os, sys; os.close({1 if closed == 'stdout' else 2}); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, str(ROOT / "gan.py"), f"DATA={data}", *arguments(**TINY)]
+    process = subprocess.run(
+        [sys.executable, "-c", code, *words], check=False, cwd=tmp_path, capture_output=True
+    )
+    assert process.returncode == 0 and process.stderr == b""
+    assert (tmp_path / "samples" / "dots-001" / "training.gif").exists()
+
+
+def test_early_stop_says_how_to_go_on_and_that_does(data, tmp_path):
+    status, out, _ = run(tmp_path, DATA=data, **TINY | {"EARLY_STOP": "0,1", "OUT": "o&(x) $HOME"})
+    assert status == 0 and " 1/2" in out and " 2/2" not in out
+    command = shlex.split(out.splitlines()[-1])[2:]  # also with a folder's odd name
+    status, out, err = run(tmp_path, *command)
+    assert status == 0 and " 2/2" in out, err
+
+
+def test_pictures_that_no_program_would_open_are_refused(small):
+    small(GRID=64)
+    with pytest.raises(gan.Problem, match="GRID=32 is the most"):
+        gan.check_images(np.zeros((20, 8, 256, 3), np.uint8), 1)
+
+
+def test_nearly_black_images_are_said_to_be(small, tmp_path, capsys):
+    small(EPOCHS=1)
+    images = np.random.default_rng(0).integers(0, 2, (100, 8, 8, 1), np.uint8)
+    gan.train(gan.GAN(images), images, tmp_path, [])
+    assert "nearly black" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_checkpoint_is_passed_over(small, images, tmp_path):
+    small(EPOCHS=2)
+    gan.train(gan.GAN(images), images, tmp_path, [])
+    newest = max((tmp_path / "checkpoint").iterdir())
+    for arrays in ((), (np.zeros(3),), (np.zeros(3), np.zeros(4))):
+        np.savez(newest, *arrays)
+        assert gan.read_checkpoint(tmp_path)[-2].tolist() == [1, 0, 5]
+    np.savez(newest, np.zeros(3), np.zeros(3), np.zeros(3), images.shape)
+    with pytest.raises(gan.Problem, match="does not fit the networks"):
+        gan.restore(gan.GAN(images), gan.read_checkpoint(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of files that are any bytes")
+def test_a_folder_whose_name_is_not_unicode_takes_a_run(data, tmp_path):
+    status, _, err = run(tmp_path, DATA=data, **TINY | {"OUT": os.fsdecode(b"b\xffd")})
+    assert (status, err) == (0, "")
