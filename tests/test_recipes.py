@@ -37,10 +37,15 @@ COUNTS = [
         + 4 * (256 + 128 + 64),
         76 * 64 + (25 * 64 + 1) * 128 + (25 * 128 + 1) * 256 + 4 * (128 + 256) + 4097,
     ),
+    (9 * 3136 + (25 * 64 + 1) * 32 + 25 * 32 + 1, 26 * 32 + (25 * 32 + 1) * 64 + 3137),
+    (
+        65 * 2048 + (25 * 128 + 1) * 64 + (25 * 64 + 1) * 32 + (25 * 32 + 1) * 3,
+        76 * 32 + (25 * 32 + 1) * 64 + (25 * 64 + 1) * 128 + 2049,
+    ),
 ]
 
 
-def test_there_is_a_recipe_for_each_of_the_five_systems_and_colour_images():
+def test_there_are_recipes_for_the_five_systems_and_a_better_dcgan_also_on_colour_images():
     assert len(RECIPES) == len(COUNTS)
 
 
