@@ -44,8 +44,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends the process
-    for name in ("stdout", "stderr"):  # which were closed if they are None
-        setattr(sys, name, getattr(sys, name) or open(os.devnull, "w"))  # noqa: SIM115
+    while os.open(os.devnull, os.O_RDWR) < 3:  # takes the place of closed inputs and outputs
+        pass
+    sys.stdout = sys.stdout or open(os.devnull, "w", errors="replace")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", errors="replace")  # noqa: SIM115
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
@@ -595,11 +597,11 @@ def as_images(array):
 
 
 def read_folder(folder):
-    """Return all images below folder as IMAGE_SIZE squares; skip bad ones. Raises Problem."""
+    """Return the images below folder, IMAGE_SIZE squares, without bad ones. Raises Problem."""
     files = []
     for root, folders, names in os.walk(folder):  # no links to folders, so not in a circle
         if {"settings.json", "epoch-000.png"} <= {*names}:
-            folders.clear()  # our own run
+            folders.clear()  # it is a run of ours
         else:
             files += sorted(Path(root, n) for n in names if Path(n).suffix.lower() in PICTURES)
         folders.sort()
@@ -646,7 +648,7 @@ def read_picture(file, image):
             raise OSError("it is no file, or must not be read")
         with Image.open(file, formats=FORMATS) as picture:
             if math.prod(picture.size) > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"it has {math.prod(picture.size):,} pixels")
+                raise ValueError(f"it has {math.prod(picture.size):,} pixels, too many")
             picture.draft("RGB", side)  # a large JPEG is decoded at part size
             ImageOps.exif_transpose(picture, in_place=True)
             if picture.mode[0] in "IF":  # 16 bits or floats, which Pillow would clip
@@ -1112,7 +1114,8 @@ def check_settings(settings):
         if not accepts(name, value):
             line = re.search(rf"^{name} = .*? # (.*)$", settings_block(), re.MULTILINE)
             hint = f"{name} is: {line[1]}" if line else "see --help"
-            hint += " ({:g} to {:g})".format(*RANGES[name]) if name in RANGES else ""
+            if name in RANGES and " to " not in hint:
+                hint += " ({:,} to {:,})".format(*RANGES[name])
             raise Problem(f"{name}={str(value)[:99]} will not do; {hint}")
 
 
@@ -1124,10 +1127,10 @@ def check_images(images, replicas):
     if BATCH_SIZE % replicas:
         raise Problem(f"BATCH_SIZE={BATCH_SIZE} cannot be divided among {replicas} replicas")
     side = max(images.shape[1:3])
-    if GRID * side > 2**13:
+    if GRID > max(1, 10240 // side):
         raise Problem(
             f"GRID={GRID} makes pictures of {GRID * side:,} pixels a side of images of {side}: "
-            f"GRID={max(1, 2**13 // side)} is the most"
+            f"GRID={max(1, 10240 // side)} is the most"
         )
     if MODEL != "dcgan":
         return
@@ -1180,7 +1183,7 @@ def clean_up(folder):
     if (folder / "checkpoint").is_symlink():  # what is deleted there may belong to another run
         raise Problem(f"{folder / 'checkpoint'} is a link; put the folder itself there")
     for leftover in (*folder.glob("tmp-[0-9]*-*"), *folder.glob("checkpoint/tmp-[0-9]*-*")):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        leftover.unlink()
 
 
 def choose_strategy():
@@ -1267,7 +1270,7 @@ def run(resume, run_folder, changes, signals):
     check_settings(changes)
     strategy, chief = choose_strategy()
     if not chief:  # it trains as the chief does, but what it prints and writes is of no use
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        sys.stdout = open(os.devnull, "w", errors="replace")  # noqa: SIM115 - until it ends
     checkpoint = locked = None
     if resume:
         folder = find_run(run_folder, changes.get("OUT", OUT))
@@ -1335,7 +1338,6 @@ def sample(count, run_folder, changes):
     generated, file = folder / "generated", folder / "generator.keras"
     if generated.is_symlink():
         raise Problem(f"{generated} is a link; remove it, as images in it would be replaced")
-    generated.mkdir(exist_ok=True)
     locked = lock(folder, "sample.lock")  # noqa: F841 - until the process ends
     try:
         generator = keras.saving.load_model(file, compile=False)  # safe: it runs no stored code
@@ -1343,6 +1345,7 @@ def sample(count, run_folder, changes):
     except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
         reason = first_line(error) if file.exists() else "the run has not finished an epoch"
         raise Problem(f"{file} cannot be used: {reason}") from None
+    generated.mkdir(exist_ok=True)
     for leftover in folder.glob("tmp-generated-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix="tmp-generated-", dir=folder))
@@ -1353,8 +1356,8 @@ def sample(count, run_folder, changes):
             for i, image in enumerate(images[: count - start], start):
                 image = image[..., 0] if image.shape[2] == 1 else image
                 Image.fromarray(image).save(fresh / f"{i:05}.png")
-        for old in generated.glob("[0-9][0-9][0-9][0-9][0-9]*.png"):
-            if old.stem.isdecimal():
+        for old in generated.glob("*.png"):
+            if re.fullmatch("[0-9]{5,6}", old.stem):
                 old.unlink()  # of an older call: these do not mix
         for file in fresh.iterdir():
             file.rename(generated / file.name)

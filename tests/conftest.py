@@ -26,6 +26,8 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def small(monkeypatch):
     """Return a function that sets settings until the test ends; TINY is set at once."""
+    for name in gan.SETTINGS:  # which gan.main() and gan.sample() may change, too
+        monkeypatch.setattr(gan, name, getattr(gan, name))
 
     def change(**settings):
         for name, value in settings.items():

@@ -1,6 +1,7 @@
 """The pictures of a run's past, new images from its generator, and TensorBoard's curves."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 
@@ -115,7 +116,7 @@ def test_samples_are_new_for_another_seed_and_the_same_for_the_same(trained):
     assert sorted(first) == ["00000.png", "00001.png", "00002.png"]
     assert len(more) == len(other) == 5 and more == again and more.items() >= first.items()
     assert not set(more.values()) & set(other.values())
-    mine = ["2024-best.png", "00001-good.png", "7.png", "notes.txt"]
+    mine = ["20240101.png", "2024-best.png", "00001-good.png", "7.png", "notes.txt"]
     for name in mine:
         (folder / "generated" / name).write_text("mine")
     (folder / "tmp-generated-x").mkdir()  # left by a process that was killed
@@ -162,7 +163,7 @@ def test_an_interpolation_walks_on_the_sphere_from_end_to_end(small):
 @pytest.mark.parametrize(
     "words", [["--sample", "0"], ["--sample", "x"], ["--sample", "2", "GRID=3"]]
 )
-def test_a_bad_request_for_samples_gets_one_line(monkeypatch, capsys, words):
+def test_a_bad_request_for_samples_gets_one_line(small, monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["gan.py", *words])
     monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
     try:
@@ -207,11 +208,12 @@ tensorboard = pytest.mark.skipif(
 
 
 @tensorboard
-def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(trained):
+def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(trained, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    home, folder = trained
-    assert run(home, "--resume", EPOCHS=3)[0] == 0
+    home = shutil.copytree(trained[0], tmp_path / "copy")
+    folder = home / "samples" / "dots-001"
+    assert run(home, "--resume", EPOCHS=3, OUT="samples")[0] == 0
     events = EventAccumulator(str(folder), {"tensors": 0, "images": 0})
     events.Reload()
     assert {"settings", "samples", *gan.COLUMNS[1:]} <= set(events.Tags()["tensors"])

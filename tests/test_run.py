@@ -143,7 +143,7 @@ def test_a_new_run_gets_the_next_number_and_overwrites_nothing(data, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals")
 def test_a_run_stopped_by_ctrl_c_and_by_sigterm_equals_one_never_stopped(tmp_path):
-    many = np.random.default_rng(0).integers(0, 256, (40000, 8, 8, 1), np.uint8)
+    many = np.random.default_rng(0).integers(0, 256, (80000, 8, 8, 1), np.uint8)
     np.save(tmp_path / "dots.npy", many)
     settings = TINY | {"DATA": "dots.npy", "EPOCHS": 3}
     assert run(tmp_path, OUT="whole", **settings)[0] == 0
@@ -472,15 +472,13 @@ def test_the_spread_of_many_images_is_found_in_little_memory():
     assert peak < images.nbytes
 
 
-@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell of Unix")
-def test_a_run_whose_output_is_closed_trains(data, tmp_path, closed):
-    code = f"import os, sys; os.close({1 if closed == 'stdout' else 2}); os.execv(sys.argv[1], sys.argv[1:])"
+def test_a_run_whose_input_or_output_is_closed_trains(data, tmp_path, closed):
+    code = f"import os, sys; [*map(os.close, {closed})]; os.execv(sys.argv[1], sys.argv[1:])"
     words = [sys.executable, str(ROOT / "gan.py"), f"DATA={data}", *arguments(**TINY)]
-    process = subprocess.run(
-        [sys.executable, "-c", code, *words], check=False, cwd=tmp_path, capture_output=True
-    )
-    assert process.returncode == 0 and process.stderr == b""
+    command = [sys.executable, "-c", code, *words]
+    assert subprocess.run(command, check=False, cwd=tmp_path, timeout=100).returncode == 0
     assert (tmp_path / "samples" / "dots-001" / "training.gif").exists()
 
 
@@ -494,7 +492,7 @@ def test_early_stop_says_how_to_go_on_and_that_does(data, tmp_path):
 
 def test_pictures_that_no_program_would_open_are_refused(small):
     small(GRID=64)
-    with pytest.raises(gan.Problem, match="GRID=32 is the most"):
+    with pytest.raises(gan.Problem, match="GRID=40 is the most"):
         gan.check_images(np.zeros((20, 8, 256, 3), np.uint8), 1)
 
 

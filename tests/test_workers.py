@@ -62,7 +62,7 @@ def test_two_workers_equal_two_devices_and_one_replica(tmp_path):
         with np.load(tmp_path / f"{name}.npz") as arrays:
             results[name] = dict(arrays)
     first = results["worker0"]
-    assert len({*first}) > 80
+    assert len(first) > 80
     for key, value in first.items():
         assert np.array_equal(value, results["worker1"][key]), key
         # With batch normalisation ("True") a bias before it has no gradient but what rounding
@@ -125,7 +125,7 @@ def test_a_batch_that_cannot_be_divided_among_the_replicas_names_both_numbers(
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"task": 1}', '{"cluster": {}, "task": {}}'])
 def test_a_bad_tf_config_gets_one_line(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(gan.Problem, match="TF_CONFIG cannot be used"):
+    with pytest.raises(gan.Problem, match="TF_CONFIG (cannot be used|has no)"):
         gan.choose_strategy()
 
 
