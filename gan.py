@@ -1242,7 +1242,7 @@ def describe(name, images, gan, folder):
         units, parameters = "-".join(str(n) for n in sizes if n), network.count_params()
         print(f"{network.name:14} {units}: {parameters:,} parameters")
     replicas = f", {gan.replicas} replicas" if gan.replicas > 1 else ""
-    print(f"device         {f'{gpus} GPU' if gpus else f'CPU, {cores} cores'}{replicas}")
+    print(f"device         {f'{gpus} GPU' if gpus else f'CPU, cores: {cores}'}{replicas}")
     if not importlib.util.find_spec("tensorboard"):
         print("tensorboard    not installed; for curves of all runs: pip install tensorboard")
     print(f"run            {folder}\n")
