@@ -889,7 +889,7 @@ def save_history(folder, shape):
     side = min(400, row.width)
     rows = load(11, lambda p: p.crop((0, 0, *row.size)))  # of the beginning and each tenth
     frames = load(100, lambda p: ImageOps.contain(p.convert("RGB"), (side, side)))
-    if not rows:
+    if not (rows and frames):
         return
     progress = Image.new(row.mode, (row.width, row.height * len(rows)))
     for i, picture in enumerate(rows):
@@ -1183,7 +1183,8 @@ def clean_up(folder):
     if (folder / "checkpoint").is_symlink():  # what is deleted there may belong to another run
         raise Problem(f"{folder / 'checkpoint'} is a link; put the folder itself there")
     for leftover in (*folder.glob("tmp-[0-9]*-*"), *folder.glob("checkpoint/tmp-[0-9]*-*")):
-        leftover.unlink()
+        if not leftover.is_dir():  # such a folder is the user's
+            leftover.unlink()
 
 
 def choose_strategy():

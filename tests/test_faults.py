@@ -373,9 +373,10 @@ def test_pruning_and_cleaning_up_leave_files_of_the_user(main, whole):
     for path in mine:
         path.write_text("mine")
     (whole / "tmp-123-losses.csv").write_text("left by a killed process")
+    (whole / "tmp-123-mine").mkdir()
     assert main("--resume", "--run", whole, EPOCHS=8)[0] == 0
     assert all(path.read_text() == "mine" for path in mine)
-    assert not (whole / "tmp-123-losses.csv").exists()
+    assert not (whole / "tmp-123-losses.csv").exists() and (whole / "tmp-123-mine").exists()
 
 
 @posix
