@@ -80,6 +80,7 @@ ACTIVATION = "relu"       # of hidden layers: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
 OUTPUT = "sigmoid"        # "sigmoid": pixels 0 to 1, or "tanh": -1 to 1
 BATCH_NORM = False        # True, "G" (in G only) or False: in hidden layers
+PRECISION = "float32"     # "float32" or "bfloat16" (faster on new hardware)
 LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
 GRADIENT_PENALTY = 0.1    # weight, 0 or more: keeps D smooth, training stable
@@ -138,6 +139,7 @@ def build_generator(shape):
     stack = [keras.Input((Z_SIZE,))]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         stack += [layers.UnitNormalization(), layers.Rescaling(math.sqrt(Z_SIZE))]
+    last = layers.Activation(OUTPUT, dtype="float32")  # at any PRECISION
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434
         height, width, channels = shape
         first = height >> len(G_HIDDEN), width >> len(G_HIDDEN), G_HIDDEN[0]
@@ -145,10 +147,10 @@ def build_generator(shape):
         stack += [layers.Reshape(first), *activate("relu", BATCH_NORM)]
         for stage in G_HIDDEN[1:]:
             stack += [strided(layers.Conv2DTranspose, stage), *activate("relu", BATCH_NORM)]
-        stack += [strided(layers.Conv2DTranspose, channels, activation=OUTPUT)]
+        stack += [strided(layers.Conv2DTranspose, channels), last]
     else:
         stack += hidden_layers(G_HIDDEN, BATCH_NORM)
-        stack += [layers.Dense(math.prod(shape), activation=OUTPUT), layers.Reshape(shape)]
+        stack += [layers.Dense(math.prod(shape)), last, layers.Reshape(shape, dtype="float32")]
     return keras.Sequential(stack, name="generator")
 
 
@@ -159,9 +161,10 @@ def build_discriminator(shape):
         for i, stage in enumerate(D_HIDDEN):
             inside = normalize and i > 0  # not where images come in
             stack += [strided(layers.Conv2D, stage), *activate("leaky_relu", inside)]
-        stack += [layers.Flatten(), layers.Dense(1, **small_weights())]
+        stack += [layers.Flatten(), layers.Dense(1, dtype="float32", **small_weights())]
     else:
-        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize), layers.Dense(1)]
+        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize)]
+        stack += [layers.Dense(1, dtype="float32")]
     return keras.Sequential(stack, name="discriminator")
 
 
@@ -253,6 +256,8 @@ class GAN:
     def __init__(self, images, strategy=None):
         """Build everything for images, uint8 [N, H, W, C], on the devices of the strategy."""
         keras.utils.set_random_seed(SEED)
+        mixed = PRECISION == "bfloat16"  # in products only: weights and their sums stay float32
+        keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
         shape = images.shape[1:]
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
@@ -1077,6 +1082,7 @@ CHOICES = {
     "MODEL": ("mlp", "dcgan"), "OUTPUT": ("tanh", "sigmoid"), "LOSS": ("non-saturating", "minimax"),
     "ACTIVATION": ("leaky_relu", "relu", "tanh"), "PRIOR": ("normal", "sphere"),
     "EARLY_STOP": (None,), "BATCH_NORM": (True, False, "G"), "LR_DECAY": (True, False),
+    "PRECISION": ("float32", "bfloat16"),
 }
 RANGES = {  # of whole numbers where the limits are, else of any
     "IMAGE_SIZE": (2, 1024), "Z_SIZE": (1, 2**16), "G_HIDDEN": (1, 2**16), "D_HIDDEN": (1, 2**16),

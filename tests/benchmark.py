@@ -8,7 +8,8 @@
     python tests/benchmark.py quality --udacity     the reference for quality's ratio, once
     python tests/benchmark.py quality --seeds 10    FID and more on MNIST, for 10 seeds
 
-Speed, overhead and quality take settings as gan.py does; those of speed hold for all its rows.
+Speed, recipes, overhead and quality take settings as gan.py does; those of speed and recipes hold
+for all their rows.
 MNIST with labels is the folder GAN_MNIST of the four IDX .gz files, else Keras' mnist.npz.
 """
 
@@ -54,7 +55,7 @@ def command_line():
     quality("--udacity", action="store_true", help="take Udacity's settings and keep their FID")
     quality("--samples-out", metavar="FILE.png", help="picture of 100 images of the first seed")
     options, options.settings = parser.parse_known_args()
-    alone = options.command in ("recipes", "bigfile", "scale")
+    alone = options.command in ("bigfile", "scale")
     if any(x.startswith("-") or alone for x in options.settings):
         parser.error(f"not known here: {' '.join(options.settings)}")
     return options
@@ -172,8 +173,8 @@ def tutorial_generator(shape):
     for channels, stride in ((128, 1), (64, 2)):
         stack += [layers.Conv2DTranspose(channels, 5, stride, padding="same", use_bias=False)]
         stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3)]
-    output = {"padding": "same", "use_bias": False, "activation": "tanh"}
-    return keras.Sequential([*stack, layers.Conv2DTranspose(1, 5, 2, **output)])
+    stack += [layers.Conv2DTranspose(1, 5, 2, padding="same", use_bias=False)]
+    return keras.Sequential([*stack, layers.Activation("tanh", dtype="float32")])
 
 
 def tutorial_discriminator(shape):
@@ -182,7 +183,7 @@ def tutorial_discriminator(shape):
     for channels in (64, 128):
         stack += [layers.Conv2D(channels, 5, 2, padding="same"), layers.LeakyReLU(0.3)]
         stack += [layers.Dropout(0.3)]
-    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(1)])
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(1, dtype="float32")])
 
 
 def plain_loop(images):
@@ -209,7 +210,7 @@ def plain_loop(images):
     return lambda: [step().numpy() for _ in range(10)]
 
 
-def recipes(_):
+def recipes(options):
     """Print images/s of the README's recipes, and of the nets of TensorFlow's DCGAN tutorial."""
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     commands = {"default": ""}
@@ -220,8 +221,9 @@ def recipes(_):
     nets = "the nets of TensorFlow's DCGAN tutorial"
     commands[nets] = f"{tutorial} BATCH_SIZE=256"
     defaults = {name: vars(gan)[name] for name in gan.SETTINGS}
+    settings = parse(options.settings, "DATA", "MODEL")
     for title, command in commands.items():
-        vars(gan).update(defaults | parse(command.split()))
+        vars(gan).update(defaults | parse(command.split()) | settings)
         if title == nets:
             vars(gan).update(
                 build_generator=tutorial_generator, build_discriminator=tutorial_discriminator

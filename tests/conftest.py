@@ -35,7 +35,8 @@ def small(monkeypatch):
             monkeypatch.setattr(gan, name, value)
 
     change(**TINY)
-    return change
+    yield change
+    gan.keras.config.set_dtype_policy("float32")  # as PRECISION may have been another
 
 
 @pytest.fixture

@@ -99,6 +99,31 @@ def test_both_networks_and_the_average_move(small, images, batch_norm):
             assert not np.array_equal(variable.numpy(), value), variable.path
 
 
+@pytest.mark.parametrize("model", ["mlp", "dcgan"])
+def test_bfloat16_is_for_products_only_and_trains_nearly_as_float32(small, images, model):
+    metrics, logits = [], []
+    for precision in ("float32", "bfloat16"):
+        small(MODEL=model, BATCH_NORM="G", PRECISION=precision)
+        if model == "dcgan":
+            small(G_HIDDEN=(16, 8), D_HIDDEN=(8, 16))
+        trained = gan.GAN(images)
+        fakes = trained.generator(gan.draw_noise(20, 0), training=True)
+        logits.append(trained.discriminator(gan.to_floats(images)).numpy())
+        assert fakes.dtype == tf.float32 and logits[-1].dtype == np.float32
+        hidden = trained.generator.layers[-4], trained.discriminator.layers[0]
+        assert all(layer.compute_dtype == precision for layer in hidden)
+        variables = trained.generator.variables + trained.discriminator.variables
+        assert all(variable.dtype == "float32" for variable in variables)
+        before = weights(trained.generator) + weights(trained.discriminator)
+        trained.train(batches(images, 20), 0, 0)
+        after = weights(trained.generator) + weights(trained.discriminator)
+        assert not any(np.array_equal(a, b) for a, b in zip(before, after))
+        metrics.append(trained.sums.numpy() / 20)
+    assert not np.array_equal(*logits)
+    assert logits[1] == pytest.approx(logits[0], abs=0.05)
+    assert metrics[1] == pytest.approx(metrics[0], abs=0.1)
+
+
 def test_discriminator_and_generator_take_their_own_numbers_of_steps(small, images):
     small(D_STEPS=3, G_STEPS=2)
     model = gan.GAN(images)

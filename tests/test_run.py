@@ -165,11 +165,13 @@ def test_a_run_stopped_by_ctrl_c_and_by_sigterm_equals_one_never_stopped(tmp_pat
     assert_equal_runs(tmp_path / "whole" / "dots-001", folder)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(
+    "batch_norm, precision", [(False, "float32"), (True, "float32"), (True, "bfloat16")]
+)
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(
-    small, images, tmp_path, monkeypatch, batch_norm
+    small, images, tmp_path, batch_norm, precision
 ):
-    small(BATCH_NORM=batch_norm, EPOCHS=2)
+    small(BATCH_NORM=batch_norm, PRECISION=precision, EPOCHS=2)
     for name in ("whole", "stopped"):
         (tmp_path / name).mkdir()
     assert gan.train(gan.GAN(images), images, tmp_path / "whole", [])
@@ -241,8 +243,9 @@ def test_a_resumed_run_refuses_other_data_or_networks(finished, small, change, s
 
 def test_a_resumed_run_takes_other_settings(finished, small):
     small(OUT="elsewhere", **{name: getattr(gan, name) for name in gan.SETTINGS if name != "OUT"})
-    gan.open_run(finished[0], {"LEARNING_RATE": 0.5, "Z_SIZE": 8})
-    assert gan.LEARNING_RATE == 0.5 and gan.DATA.endswith("dots.npy")
+    gan.open_run(finished[0], {"LEARNING_RATE": 0.5, "PRECISION": "bfloat16", "Z_SIZE": 8})
+    assert (gan.LEARNING_RATE, gan.PRECISION) == (0.5, "bfloat16")
+    assert gan.DATA.endswith("dots.npy")
     assert gan.OUT == str(finished[0].parent)
 
 
