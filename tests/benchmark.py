@@ -141,7 +141,7 @@ def speed(options):
         model.train(batches, 0, 0)
         model.sums.numpy()  # waits for the result
 
-    print(f"PENALTY_EVERY={gan.PENALTY_EVERY}, Z_SIZE={gan.Z_SIZE}")
+    print(f"PENALTY_EVERY={gan.PENALTY_EVERY} Z_SIZE={gan.Z_SIZE} PRECISION={gan.PRECISION}")
     print("G_HIDDEN  D_HIDDEN  batch  penalty   images/s  GFLOP/s  NumPy's  ratio", flush=True)
     names = "G_HIDDEN", "D_HIDDEN", "BATCH_SIZE", "GRADIENT_PENALTY"
     networks = (128, 128), (512, 256), (1024, 512)
