@@ -53,6 +53,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# This sum over all pixels would stop growing in bfloat16 (see PRECISION), so it stays float32.
+os.environ["TF_AUTO_MIXED_PRECISION_GRAPH_REWRITE_INFERLIST_REMOVE"] = "BiasAddGrad"
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 stderr = os.dup(2)  # keeps TensorFlow's remarks on missing GPUs off the screen while it loads
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -80,7 +82,7 @@ ACTIVATION = "relu"       # of hidden layers: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0: 0 to 1
 OUTPUT = "sigmoid"        # "sigmoid": pixels 0 to 1, or "tanh": -1 to 1
 BATCH_NORM = False        # True, "G" (in G only) or False: in hidden layers
-PRECISION = "float32"     # "float32" or "bfloat16" (faster on new hardware)
+PRECISION = "float32"     # "float32" or "bfloat16" (faster on new CPUs)
 LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0 to 0.5: real images are labelled 1 - SMOOTH
 GRADIENT_PENALTY = 0.1    # weight, 0 or more: keeps D smooth, training stable
@@ -139,7 +141,6 @@ def build_generator(shape):
     stack = [keras.Input((Z_SIZE,))]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         stack += [layers.UnitNormalization(), layers.Rescaling(math.sqrt(Z_SIZE))]
-    last = layers.Activation(OUTPUT, dtype="float32")  # at any PRECISION
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434
         height, width, channels = shape
         first = height >> len(G_HIDDEN), width >> len(G_HIDDEN), G_HIDDEN[0]
@@ -147,10 +148,10 @@ def build_generator(shape):
         stack += [layers.Reshape(first), *activate("relu", BATCH_NORM)]
         for stage in G_HIDDEN[1:]:
             stack += [strided(layers.Conv2DTranspose, stage), *activate("relu", BATCH_NORM)]
-        stack += [strided(layers.Conv2DTranspose, channels), last]
+        stack += [strided(layers.Conv2DTranspose, channels, activation=OUTPUT)]
     else:
         stack += hidden_layers(G_HIDDEN, BATCH_NORM)
-        stack += [layers.Dense(math.prod(shape)), last, layers.Reshape(shape, dtype="float32")]
+        stack += [layers.Dense(math.prod(shape), activation=OUTPUT), layers.Reshape(shape)]
     return keras.Sequential(stack, name="generator")
 
 
@@ -161,10 +162,9 @@ def build_discriminator(shape):
         for i, stage in enumerate(D_HIDDEN):
             inside = normalize and i > 0  # not where images come in
             stack += [strided(layers.Conv2D, stage), *activate("leaky_relu", inside)]
-        stack += [layers.Flatten(), layers.Dense(1, dtype="float32", **small_weights())]
+        stack += [layers.Flatten(), layers.Dense(1, **small_weights())]
     else:
-        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize)]
-        stack += [layers.Dense(1, dtype="float32")]
+        stack += [layers.Flatten(), *hidden_layers(D_HIDDEN, normalize), layers.Dense(1)]
     return keras.Sequential(stack, name="discriminator")
 
 
@@ -256,8 +256,10 @@ class GAN:
     def __init__(self, images, strategy=None):
         """Build everything for images, uint8 [N, H, W, C], on the devices of the strategy."""
         keras.utils.set_random_seed(SEED)
-        mixed = PRECISION == "bfloat16"  # in products only: weights and their sums stay float32
-        keras.config.set_dtype_policy("mixed_bfloat16" if mixed else "float32")
+        # For products and convolutions: weights, losses and what is saved stay float32.
+        tf.config.optimizer.set_experimental_options(
+            {"auto_mixed_precision_onednn_bfloat16": PRECISION == "bfloat16"}
+        )
         shape = images.shape[1:]
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
@@ -1436,6 +1438,8 @@ def main():
         return fail("another worker is gone; start all of them again, with --resume", 1)
     except tf.errors.OpError as error:
         return fail(f"TensorFlow failed: {str(error).strip().splitlines()[-1][:300]}", 1)
+    except BrokenPipeError:  # Ctrl-C ends a tee, too
+        return fail("nobody reads its output any more; to go on: python gan.py --resume", 1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}; what was saved before is whole", 1)

@@ -174,7 +174,7 @@ def tutorial_generator(shape):
         stack += [layers.Conv2DTranspose(channels, 5, stride, padding="same", use_bias=False)]
         stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3)]
     stack += [layers.Conv2DTranspose(1, 5, 2, padding="same", use_bias=False)]
-    return keras.Sequential([*stack, layers.Activation("tanh", dtype="float32")])
+    return keras.Sequential([*stack, layers.Activation("tanh")])
 
 
 def tutorial_discriminator(shape):
@@ -183,7 +183,7 @@ def tutorial_discriminator(shape):
     for channels in (64, 128):
         stack += [layers.Conv2D(channels, 5, 2, padding="same"), layers.LeakyReLU(0.3)]
         stack += [layers.Dropout(0.3)]
-    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(1, dtype="float32")])
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(1)])
 
 
 def plain_loop(images):

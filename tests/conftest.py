@@ -35,8 +35,7 @@ def small(monkeypatch):
             monkeypatch.setattr(gan, name, value)
 
     change(**TINY)
-    yield change
-    gan.keras.config.set_dtype_policy("float32")  # as PRECISION may have been another
+    return change
 
 
 @pytest.fixture
