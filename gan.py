@@ -14,7 +14,6 @@ look real.
 import argparse
 import ast
 import atexit
-import csv
 import difflib
 import gzip
 import hashlib
@@ -110,8 +109,7 @@ SETTINGS = [name for name in globals() if name.isupper()]
 # ------------------------------------------------------------------------------------------------
 def activate(activation, normalize):
     """Return what follows a hidden layer: batch normalisation where wanted, and its activation."""
-    leaky = activation == "leaky_relu"
-    last = layers.LeakyReLU(LEAK) if leaky else layers.Activation(activation)
+    last = layers.LeakyReLU(LEAK) if activation == "leaky_relu" else layers.Activation(activation)
     if not normalize:
         return [last]
     several = tf.distribute.get_strategy().num_replicas_in_sync > 1  # share their statistics
@@ -197,12 +195,14 @@ def generator_loss(fake_logits):
     return cross_entropy(1.0, fake_logits)
 
 
-def logits_and_penalty(discriminator, images):
-    """Return D's logits [n, 1] and their mean squared gradient at images (arXiv:1801.04406)."""
+def logits_and_penalty(discriminator, images, wanted=True):
+    """Return D's logits [n, 1] and their mean squared gradient at images, or 0 if not wanted."""
     with tf.GradientTape() as tape:
         tape.watch(images)
         logits = discriminator(images, training=True)
-    slopes = tape.gradient(logits, images)
+    if not wanted:
+        return logits, 0.0
+    slopes = tape.gradient(logits, images)  # small ones keep D smooth (arXiv:1801.04406)
     return logits, tf.reduce_sum(tf.square(slopes)) / tf.cast(len(images), tf.float32)
 
 
@@ -302,8 +302,7 @@ class GAN:
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             if LR_DECAY:
                 done = (seen + i * D_STEPS * BATCH_SIZE) / self.total
-                rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
-                self.set_rate(rate)
+                self.set_rate(tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32))
             # The penalty doubles D's work, and does as well every few iterations, weighted more.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
                 self.iterate(batches[i], step + i, GRADIENT_PENALTY / 2 * PENALTY_EVERY)
@@ -346,16 +345,10 @@ class GAN:
         """Update D on images [n, H, W, C]; return its loss, D(x), D(G(z)) and accuracy."""
         with tf.GradientTape() as tape:
             # Two passes, so that batch normalisation never mixes real images with fake ones.
-            if penalty_weight:
-                real_logits, real_penalty = logits_and_penalty(self.discriminator, real)
-                fake_logits, fake_penalty = logits_and_penalty(self.discriminator, fake)
-                penalty = penalty_weight * (real_penalty + fake_penalty)
-            else:
-                real_logits = self.discriminator(real, training=True)
-                fake_logits = self.discriminator(fake, training=True)
-                penalty = 0.0
+            real_logits, real_penalty = logits_and_penalty(self.discriminator, real, penalty_weight)
+            fake_logits, fake_penalty = logits_and_penalty(self.discriminator, fake, penalty_weight)
             d_loss = discriminator_loss(real_logits, fake_logits)
-            loss = d_loss + penalty
+            loss = d_loss + penalty_weight * (real_penalty + fake_penalty)
         self.descend(tape, loss, self.discriminator, self.d_optimizer)
         correct = tf.concat((real_logits > 0, fake_logits < 0), 0)
         means = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), tf.cast(correct, tf.float32)
@@ -437,10 +430,9 @@ def load_images():
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise Problem(f'DATA={DATA}: no such file or folder, nor "mnist" or "digits"')
     name = re.sub(r"[^A-Za-z0-9]+", "-", path.resolve().name.split(".")[0]).strip("-")[:40]
-    if not path.is_dir():
-        return name or "images", read_file(path)
-    idx = sorted(file for file in path.glob("*train-images*idx3-ubyte*") if file.is_file())
-    return name or "images", read_file(idx[0]) if idx else read_folder(path)
+    files = [path] if path.is_file() else sorted(path.glob("*train-images*idx3-ubyte*"))
+    file = next(filter(Path.is_file, files), None)
+    return name or "images", read_file(file) if file else read_folder(path)
 
 
 def load_mnist():
@@ -467,12 +459,9 @@ def load_mnist():
             write(target, lambda temporary, content=content: temporary.write_bytes(content))
         except OSError as error:
             warn(f"MNIST could not be kept for the next time: {error}")
-        pixels = np.frombuffer(gzip.decompress(content), np.uint8, offset=16)
-        return pixels.reshape(-1, 28, 28, 1)
-    raise NoMnist(
-        "\n".join(("MNIST could not be downloaded:", *reasons))
-        + f"\nPut the file, from any mirror, at {cache / MNIST_FILE}"
-    )
+        return np.frombuffer(gzip.decompress(content), np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    advice = f"Put the file, from any mirror, at {cache / MNIST_FILE}"
+    raise NoMnist("\n".join(("MNIST could not be downloaded:", *reasons, advice)))
 
 
 def download(url):
@@ -510,11 +499,10 @@ def draw_digits(count):
     random = np.random.default_rng(SEED)
     font = ImageFont.load_default(108)  # four times too large: shrinking smooths the edges
     glyphs = []
-    for digit in "0123456789":
-        for thickness in range(5):
-            glyphs.append(Image.new("L", (144, 144)))
-            draw = ImageDraw.Draw(glyphs[-1])
-            draw.text((72, 72), digit, 255, font, anchor="mm", stroke_width=thickness)
+    for digit, thickness in itertools.product("0123456789", range(5)):
+        glyphs.append(Image.new("L", (144, 144)))
+        draw = ImageDraw.Draw(glyphs[-1])
+        draw.text((72, 72), digit, 255, font, anchor="mm", stroke_width=thickness)
     images = np.empty((count, 28, 28, 1), np.uint8)
     for image in images:
         turn, slant = random.normal(0, 0.1), random.normal(0, 0.2)
@@ -616,34 +604,31 @@ def read_folder(folder):
         images = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     except MemoryError as error:
         raise Problem(f"{first_line(error)}; try a smaller IMAGE_SIZE") from None
-    count, skipped = 0, 0
+    count = 0  # of usable images
 
     def read(start):  # 100 files, as with one at a time the threads mostly wait for each other
-        return [read_picture(*pair) for pair in zip(files[start : start + 100], images[start:])]
+        return list(map(read_picture, files[start : start + 100], images[start:]))
 
     pool = ThreadPoolExecutor()
     try:
-        for problem in itertools.chain.from_iterable(pool.map(read, range(0, len(files), 100))):
-            done = count + skipped
-            if problem:
-                skipped += 1
-                if skipped <= 3:
-                    warn(f"skipped {str(files[done])!r}: {first_line(problem)}")
-            else:
+        problems = itertools.chain.from_iterable(pool.map(read, range(0, len(files), 100)))
+        for done, problem in enumerate(problems):
+            if not problem:
                 images[count] = images[done]  # closes the gaps that skipped files left
                 count += 1
+            elif done - count < 3:
+                warn(f"skipped {str(files[done])!r}: {first_line(problem)}")
             if done % 500 == 0:
                 show_progress(f"reading images: {done:,} of {len(files):,}")
     finally:  # Ctrl-C does not wait for the files that are still to come
         pool.shutdown(cancel_futures=True)
         show_progress("")
-    if skipped > 3:
-        warn(f"skipped {skipped:,} files of {len(files):,} in all")
+    if len(files) - count > 3:
+        warn(f"skipped {len(files) - count:,} files of {len(files):,} in all")
     if not count:
         raise Problem(f"DATA={DATA}: no usable image ({' '.join(PICTURES)}) in this folder")
     images = images[:count]
-    parts = (images[i : i + 100] for i in range(0, count, 100))
-    grey = all((part == part[..., :1]).all() for part in parts)
+    grey = all((image == image[..., :1]).all() for image in images)
     return np.ascontiguousarray(images[..., :1]) if grey else images
 
 
@@ -685,12 +670,8 @@ HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seco
 ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 # What a resumed run cannot change: its data, and the networks' shapes and range of pixels.
-# fmt: off
-FIXED = (
-    "DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "PRIOR", "G_HIDDEN", "D_HIDDEN", "OUTPUT",
-    "BATCH_NORM",
-)
-# fmt: on
+FIXED = "DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "PRIOR", "G_HIDDEN", "D_HIDDEN"
+FIXED += "OUTPUT", "BATCH_NORM"
 
 
 def write(path, save):
@@ -711,9 +692,8 @@ def make_folder(name):
     out = Path(OUT)
     out.mkdir(parents=True, exist_ok=True)
     numbers = (re.fullmatch(rf"{name}-(\d+)", path.name) for path in out.iterdir())
-    number = max((int(match[1]) for match in numbers if match), default=0)
-    while True:
-        number += 1
+    highest = max((int(match[1]) for match in numbers if match), default=0)
+    for number in itertools.count(highest + 1):
         folder = out / f"{name}-{number:03}"
         try:
             folder.mkdir()
@@ -731,7 +711,7 @@ def find_run(run, out):
     runs = [file for file in Path(out).glob("*/settings.json") if file.is_file()]
     if not runs:
         raise Problem(f"OUT={out}: no run there yet; start one with: python gan.py")
-    return max(runs, key=lambda file: file.stat().st_mtime).parent
+    return max(runs, key=os.path.getmtime).parent
 
 
 def lock(folder, name="lock"):
@@ -788,8 +768,8 @@ def save_checkpoint(folder, gan):
     check_finite(gan)
     values = [variable.numpy() for variable in gan.variables()]
     values += [gan.rows, (gan.epoch, gan.position, gan.step), gan.images_shape]
-    (folder / "checkpoint").mkdir(exist_ok=True)
     file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
+    file.parent.mkdir(exist_ok=True)
     write(file, lambda temporary: np.savez(temporary, *values))
     others = [other for other in file.parent.glob(CHECKPOINTS) if other != file]
     for old in sorted(others, key=os.path.getmtime)[:-2]:
@@ -868,9 +848,8 @@ def plot(rows):
             draw.line((60, y, 770, y), "#888888" if top == 275 and tick == 0.5 else "#dddddd")
             draw.text((52, y), f"{tick:g}", "black", font, anchor="rm")
         for epoch in ticks(1, epochs[-1], 13, 1):
-            draw.text(
-                (np.interp(epoch, epochs, xs), top + 185), f"{epoch:.0f}", "black", font, "ma"
-            )
+            x = np.interp(epoch, epochs, xs)
+            draw.text((x, top + 185), f"{epoch:.0f}", "black", font, anchor="ma")
         for (name, line), color, left in zip(lines, ("#1f5fd0", "#d0451f"), (60, 260)):
             draw.text((left, top - 25), name, color, font)
             points = list(zip(xs, top + 180 * (high - line) / (high - low)))
@@ -894,14 +873,12 @@ def save_history(folder, shape):
         return [change(p) for p in pictures if p and p.width == row.width]
 
     side = min(400, row.width)
-    rows = load(11, lambda p: p.crop((0, 0, *row.size)))  # of the beginning and each tenth
+    # The first rows of the beginning and of each tenth.
+    rows = load(11, lambda p: p.convert(row.mode).crop((0, 0, *row.size)))
     frames = load(100, lambda p: ImageOps.contain(p.convert("RGB"), (side, side)))
     if not (rows and frames):
         return
-    progress = Image.new(row.mode, (row.width, row.height * len(rows)))
-    for i, picture in enumerate(rows):
-        progress.paste(picture, (0, row.height * i))
-    write(folder / "progress.png", progress.save)
+    write(folder / "progress.png", Image.fromarray(np.concatenate(rows)).save)
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
     while True:
         small = [ImageOps.contain(frame, (side, side)).quantize(32) for frame in frames]
@@ -935,10 +912,8 @@ def tensorboard(folder, rows):
         with writer.as_default(int(row[0])):
             for name, value in zip(COLUMNS[1:], row[1:]):
                 tf.summary.scalar(name, value)
-            file = folder / f"epoch-{row[0]:03.0f}.png"
-            if picture := open_picture(file):
-                pixels = np.asarray(picture)
-                tf.summary.image("samples", pixels.reshape(1, *pixels.shape[:2], -1))
+            if picture := open_picture(folder / f"epoch-{row[0]:03.0f}.png"):
+                tf.summary.image("samples", np.atleast_3d(picture)[np.newaxis])
         writer.flush()
 
     with writer.as_default(0):
@@ -954,13 +929,9 @@ def tensorboard(folder, rows):
 # ------------------------------------------------------------------------------------------------
 def write_rows(folder, rows):
     """Write the rows, one for each epoch, to losses.csv, and draw them in losses.png."""
-
-    def save(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as lines:
-            csv.writer(lines).writerow(COLUMNS)
-            csv.writer(lines).writerows([f"{value:.7g}" for value in row] for row in rows)
-
-    write(folder / "losses.csv", save)
+    lines = [COLUMNS, *([f"{value:.7g}" for value in row] for row in rows)]
+    text = "".join(",".join(line) + "\r\n" for line in lines)
+    write(folder / "losses.csv", lambda temporary: temporary.write_bytes(text.encode()))
     write(folder / "losses.png", plot(rows).save)
 
 
@@ -983,14 +954,14 @@ def train(gan, images, folder, signals):
     show = tensorboard(folder, gan.rows)
     print(HEADER)
     while gan.epoch < EPOCHS:
-        if not train_epoch(gan, images, folder, signals):
+        row = train_epoch(gan, images, folder, signals)
+        if not row:
             return False
         check_finite(gan)
         fakes = generate(gan.average, noise)
         iterations, *sums = gan.sums.numpy()
-        row = {name: total / max(iterations, 1) for name, total in zip(METRICS, sums)}
-        row |= {"epoch": gan.epoch + 1, "images/s": gan.speed, "seconds": gan.seconds}
-        row["spread"] = pixel_spread(fakes) / (real_spread or 1.0)
+        row |= {name: total / max(iterations, 1) for name, total in zip(METRICS, sums)}
+        row |= {"epoch": gan.epoch + 1, "spread": pixel_spread(fakes) / (real_spread or 1.0)}
         gan.rows.append([float(row[name]) for name in COLUMNS])
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.sums.assign(tf.zeros_like(gan.sums))
@@ -1014,7 +985,7 @@ def train(gan, images, folder, signals):
 
 
 def train_epoch(gan, images, folder, signals):
-    """Train on the rest of an epoch; return False if signals stopped it before its end."""
+    """Train on the rest of an epoch; return its speed and time, or None if signals stopped it."""
     order = np.random.default_rng((SEED, gan.epoch)).permutation(len(images))
     iteration = D_STEPS * BATCH_SIZE  # images
     most = max(1, min(100, 2**26 // (iteration * images[0].nbytes)))  # iterations in 64 MB
@@ -1038,17 +1009,14 @@ def train_epoch(gan, images, folder, signals):
             save_checkpoint(folder, gan)
             saved = now
             if signals:
-                return False
-        done = gan.position / len(images)
-        bar = "#" * round(30 * done)
-        show_progress(
-            f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {trained / seconds:,.0f} images/s"
-        )
+                return None
+        bar = "#" * round(gan.position / len(images) * 30)
+        speed = f"{trained / seconds:,.0f} images/s"
+        show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {speed}")
         # Half a second of work at a time keeps the overhead low and Ctrl-C quick. Several workers
         # must all do the same at a time, whatever their speed, or they wait for each other.
         n = min(most, 20) if gan.replicas > 1 else max(1, min(most, int(0.5 * n / (now - started))))
-    gan.speed, gan.seconds = trained / max(seconds, 1e-9), time.perf_counter() - began
-    return True
+    return {"images/s": trained / max(seconds, 1e-9), "seconds": time.perf_counter() - began}
 
 
 COLLAPSE = (
@@ -1161,21 +1129,20 @@ def parse_setting(argument):
     if not equals:
         raise Problem(f"{argument!r} is neither an option nor NAME=value; see --help")
     if name in ("DATA", "OUT"):
-        value = value.strip("'\"")
-        # A run may be resumed from another folder.
-        path = name == "DATA" and value not in ("mnist", "digits", "")
-        value = os.path.expanduser(value)
-        return name, os.path.abspath(value) if path else value
+        value = os.path.expanduser(value.strip("'\""))
+        if name == "DATA" and value not in ("mnist", "digits", ""):
+            value = os.path.abspath(value)  # as a run may be resumed from another folder
+        return name, value
     try:
         return name, ast.literal_eval(value.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, value
 
 
-def open_run(folder, changes):
+def open_run(folder, changes, fixed=FIXED):
     """Set the settings to the run's, with the changes. Raises Problem for one it cannot take."""
     settings = read_settings(folder)
-    for name in FIXED:
+    for name in fixed:
         if changes.get(name, settings[name]) != settings[name]:
             raise Problem(
                 f"{name}={changes[name]!r} cannot be changed in a run that was started with "
@@ -1219,11 +1186,8 @@ def choose_strategy():
 def check_workers(gan, images):
     """Raise Problem where the workers differ in their settings, data or checkpoint."""
     settings = [globals()[name] for name in SETTINGS if name not in ("DATA", "OUT")]
-    facts = (
-        repr((settings, images.shape, gan.step)).encode()
-        + images[:: 1 + len(images) // 100].tobytes()
-    )
-    mine = float(zlib.crc32(facts))
+    some = images[:: 1 + len(images) // 100].tobytes()
+    mine = float(zlib.crc32(repr((settings, images.shape, gan.step)).encode() + some))
 
     @tf.function
     def mean():
@@ -1242,14 +1206,13 @@ def describe(name, images, gan, folder):
     count, height, width, channels = images.shape
     kind = "grey" if channels == 1 else "RGB"
     gpus = len(tf.config.list_logical_devices("GPU"))
-    ours = hasattr(os, "sched_getaffinity")  # of the machine's cores
-    cores = len(os.sched_getaffinity(0)) if ours else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"data           {name}: {count:,} {kind} images, {width} x {height}")
     for network in (gan.generator, gan.discriminator):
         sizes = [math.prod(network.input_shape[1:])]
         sizes += [vars(x).get("units") or vars(x).get("filters") for x in network.layers]
-        units, parameters = "-".join(str(n) for n in sizes if n), network.count_params()
-        print(f"{network.name:14} {units}: {parameters:,} parameters")
+        units = "-".join(str(n) for n in sizes if n)
+        print(f"{network.name:14} {units}: {network.count_params():,} parameters")
     replicas = f", {gan.replicas} replicas" if gan.replicas > 1 else ""
     print(f"device         {f'{gpus} GPU' if gpus else f'CPU, cores: {cores}'}{replicas}")
     if not importlib.util.find_spec("tensorboard"):
@@ -1340,9 +1303,7 @@ def sample(count, run_folder, changes):
     for name in set(changes) - {"SEED", "OUT"}:
         raise Problem(f"{name} cannot be set with --sample, only SEED and OUT")
     folder = find_run(run_folder, changes.get("OUT", OUT))
-    settings = read_settings(folder) | changes | {"OUT": str(folder.parent)}
-    check_settings(settings)
-    globals().update(settings)
+    open_run(folder, changes, fixed=())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # so that nothing temporary is left
     generated, file = folder / "generated", folder / "generator.keras"
     if generated.is_symlink():
@@ -1350,7 +1311,7 @@ def sample(count, run_folder, changes):
     locked = lock(folder, "sample.lock")  # noqa: F841 - until the process ends
     try:
         generator = keras.saving.load_model(file, compile=False)  # safe: it runs no stored code
-        first = generate(generator, draw_noise(500, -3))
+        first = generate(generator, draw_noise(500, -3))[:count]
     except Exception as error:  # noqa: BLE001 - damaged files raise nearly anything
         reason = first_line(error) if file.exists() else "the run has not finished an epoch"
         raise Problem(f"{file} cannot be used: {reason}") from None
@@ -1373,11 +1334,11 @@ def sample(count, run_folder, changes):
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         show_progress("")
-    columns = min(GRID, count, len(first))
-    shown = columns * min(GRID, min(count, len(first)) // columns)
+    columns = min(GRID, len(first))
+    shown = columns * min(GRID, len(first) // columns)
     write(folder / "grid.png", tile(first[:shown], columns).save)
-    ends = draw_noise(16, -4).numpy()
-    latents = np.concatenate([walk(*pair, 10) for pair in zip(ends[::2], ends[1::2])])
+    ends = draw_noise(16, -4).numpy().reshape(8, 2, Z_SIZE)
+    latents = np.concatenate([walk(*pair, 10) for pair in ends])
     write(folder / "interpolation.png", tile(generate(generator, latents), 10).save)
     print(f"{count:,} images: {generated / '00000.png'} and so on")
     print(f"the first {shown} in one picture: {folder / 'grid.png'}")
