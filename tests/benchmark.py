@@ -173,8 +173,8 @@ def tutorial_generator(shape):
     for channels, stride in ((128, 1), (64, 2)):
         stack += [layers.Conv2DTranspose(channels, 5, stride, padding="same", use_bias=False)]
         stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3)]
-    stack += [layers.Conv2DTranspose(1, 5, 2, padding="same", use_bias=False)]
-    return keras.Sequential([*stack, layers.Activation("tanh")])
+    output = {"padding": "same", "use_bias": False, "activation": "tanh"}
+    return keras.Sequential([*stack, layers.Conv2DTranspose(1, 5, 2, **output)])
 
 
 def tutorial_discriminator(shape):

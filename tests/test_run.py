@@ -485,6 +485,16 @@ def test_a_run_whose_input_or_output_is_closed_trains(data, tmp_path, closed):
     assert (tmp_path / "samples" / "dots-001" / "training.gif").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are other things on Windows")
+def test_a_run_whose_reader_is_gone_says_how_to_go_on(data, tmp_path):
+    process = start(tmp_path, DATA=data, **TINY)
+    process.stdout.readline()
+    process.stdout.close()  # as of a tee that Ctrl-C has ended
+    err = process.stderr.read()
+    assert process.wait(60) == 1 and "python gan.py --resume" in err and err.count("\n") == 1
+    assert run(tmp_path, "--resume")[0] == 0
+
+
 def test_early_stop_says_how_to_go_on_and_that_does(data, tmp_path):
     status, out, _ = run(tmp_path, DATA=data, **TINY | {"EARLY_STOP": "0,1", "OUT": "o&(x) $HOME"})
     assert status == 0 and " 1/2" in out and " 2/2" not in out
