@@ -129,7 +129,7 @@ def median_seconds(repeats, function):
 
 
 def speed(options):
-    """Print a row for each size of network, batch and penalty."""
+    """Print a row for each size of network, precision and batch, and penalty."""
     settings = parse(options.settings, "DATA", "D_STEPS", "G_STEPS")
     vars(gan).update(settings)
     if tuple in (type(gan.G_HIDDEN), type(gan.D_HIDDEN)):
@@ -141,13 +141,17 @@ def speed(options):
         model.train(batches, 0, 0)
         model.sums.numpy()  # waits for the result
 
-    print(f"PENALTY_EVERY={gan.PENALTY_EVERY} Z_SIZE={gan.Z_SIZE} PRECISION={gan.PRECISION}")
-    print("G_HIDDEN  D_HIDDEN  batch  penalty   images/s  GFLOP/s  NumPy's  ratio", flush=True)
-    names = "G_HIDDEN", "D_HIDDEN", "BATCH_SIZE", "GRADIENT_PENALTY"
+    print(f"PENALTY_EVERY={gan.PENALTY_EVERY} Z_SIZE={gan.Z_SIZE}")
+    print(
+        "PRECISION  G_HIDDEN  D_HIDDEN  batch  penalty  images/s  GFLOP/s  NumPy's ratio",
+        flush=True,
+    )
+    names = "G_HIDDEN", "D_HIDDEN", "PRECISION", "BATCH_SIZE", "GRADIENT_PENALTY"
     networks = (128, 128), (512, 256), (1024, 512)
-    for network, *others in itertools.product(networks, (100, 200), (0, 0.3)):
-        vars(gan).update(dict(zip(names, (*network, *others))) | settings)
-        g_hidden, d_hidden, batch, penalty = row = [vars(gan)[name] for name in names]
+    kinds = ("float32", 100), ("float32", 200), ("bfloat16", 400)
+    for network, kind, penalty in itertools.product(networks, kinds, (0, 0.3)):
+        vars(gan).update(dict(zip(names, (*network, *kind, penalty))) | settings)
+        g_hidden, d_hidden, precision, batch, penalty = row = [vars(gan)[name] for name in names]
         if row in done:
             continue
         done.append(row)
@@ -159,20 +163,20 @@ def speed(options):
         work = multiplications(gan.Z_SIZE, g_hidden, d_hidden, 784, penalized)
         own = 2 * work * rate / 1e9
         print(
-            f"{g_hidden:8}  {d_hidden:8}  {batch:5}  {penalty:7}  {rate:9,.0f}  {own:7.1f}"
-            f"  {numpy:7.1f}  {own / numpy:5.2f}",
+            f"{precision:9}  {g_hidden:8}  {d_hidden:8}  {batch:5}  {penalty:7}  {rate:8,.0f}"
+            f"  {own:7.1f}  {numpy:7.1f} {own / numpy:5.2f}",
             flush=True,
         )
     print(f"peak memory of this process, over all rows: {peak_memory('RUSAGE_SELF'):,.0f} MB")
 
 
-def tutorial_generator(shape):
+def tutorial_generator(shape, batch_normalization=gan.batch_normalization):
     """Return the generator of TensorFlow's DCGAN tutorial, for images [28, 28, 1]."""
     stack = [keras.Input((gan.Z_SIZE,)), layers.Dense(7 * 7 * 256, use_bias=False)]
-    stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3), layers.Reshape((7, 7, 256))]
+    stack += [batch_normalization(0.99), layers.LeakyReLU(0.3), layers.Reshape((7, 7, 256))]
     for channels, stride in ((128, 1), (64, 2)):
         stack += [layers.Conv2DTranspose(channels, 5, stride, padding="same", use_bias=False)]
-        stack += [layers.BatchNormalization(), layers.LeakyReLU(0.3)]
+        stack += [batch_normalization(0.99), layers.LeakyReLU(0.3)]
     output = {"padding": "same", "use_bias": False, "activation": "tanh"}
     return keras.Sequential([*stack, layers.Conv2DTranspose(1, 5, 2, **output)])
 
@@ -188,7 +192,12 @@ def tutorial_discriminator(shape):
 
 def plain_loop(images):
     """Return a function that does 10 of the tutorial's own steps, compiled, on images [n, ...]."""
-    generator, discriminator = tutorial_generator(None), tutorial_discriminator(images.shape[1:])
+
+    def batch_normalization(momentum):
+        return layers.BatchNormalization(momentum=momentum)
+
+    generator = tutorial_generator(None, batch_normalization)
+    discriminator = tutorial_discriminator(images.shape[1:])
     networks = generator, discriminator
     optimizers = keras.optimizers.Adam(1e-4), keras.optimizers.Adam(1e-4)
     real, loss = images / 127.5 - 1, keras.losses.BinaryCrossentropy(from_logits=True)
