@@ -247,9 +247,8 @@ def test_batch_norm_statistics_follow_the_data(small, images):
         assert not np.allclose(norm.moving_variance.numpy(), 1)
 
 
-@pytest.mark.parametrize("shape", [(32, 6), (8, 5, 3, 6)])
-def test_batch_normalization_is_what_keras_layer_does(shape):
-    rng = np.random.default_rng(0)
+def test_batch_normalization_is_a_fused_kernel_that_does_what_keras_layer_does():
+    rng, shape = np.random.default_rng(0), (8, 5, 3, 6)
     inputs = tf.constant(rng.normal(3, 2, shape), tf.float32)
     weights = rng.normal(size=shape)
 
@@ -266,7 +265,7 @@ def test_batch_normalization_is_what_keras_layer_does(shape):
         gradients = second.gradient([loss, penalty], [inputs, *layer.trainable_variables])
         return outputs, slopes, *gradients
 
-    found = []
+    found, kernels = [], []
     for layer in (keras.layers.BatchNormalization(momentum=0.7), gan.batch_normalization(0.7)):
         assert type(layer) is keras.layers.BatchNormalization  # opens without gan.py
         layer.build(shape)
@@ -274,6 +273,9 @@ def test_batch_normalization_is_what_keras_layer_does(shape):
         layer.beta.assign(np.linspace(-1, 1, 6))
         values = *everything(layer), *layer.variables, layer(inputs, training=False)
         found.append([tf.convert_to_tensor(value).numpy() for value in values])
+        operations = everything.get_concrete_function(layer).graph.get_operations()
+        kernels.append("FusedBatchNormV3" in {operation.type for operation in operations})
+    assert kernels == [False, True]
     for expected, own in zip(*found, strict=True):
         assert np.allclose(own, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
