@@ -110,7 +110,7 @@ SETTINGS = [name for name in globals() if name.isupper()]
 def batch_normalization(momentum=0.8):
     """Return Keras' layer for batch normalisation (arXiv:1502.03167), trained by one fused kernel.
 
-    The kernel takes images: the DCGAN of 2015 needs a tenth less time with it, a fifth in bfloat16.
+    The DCGAN of 2015 takes a tenth less time with it, in bfloat16 a fifth.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync > 1:  # they share their statistics
         return layers.BatchNormalization(momentum=momentum, synchronized=True)
@@ -118,21 +118,17 @@ def batch_normalization(momentum=0.8):
     keras_call = layer.call
 
     def call(inputs, training=None, mask=None):  # Keras passes all three
-        if not training or len(inputs.shape) != 4:
-            return keras_call(inputs, training=training)
+        if not training:
+            return keras_call(inputs, training=False)
+        x = inputs if len(inputs.shape) == 4 else inputs[:, None, None]  # the kernel wants images
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=layer.gamma,
-            offset=layer.beta,
-            mean=[],
-            variance=[],
-            epsilon=layer.epsilon,
+            x=x, scale=layer.gamma, offset=layer.beta, mean=[], variance=[], epsilon=layer.epsilon
         )
-        count = tf.cast(tf.size(inputs) / inputs.shape[-1], tf.float32)
+        count = tf.cast(tf.size(x) / x.shape[-1], tf.float32)
         variance *= 1.0 - 1.0 / count  # Keras divides by count, the kernel by count - 1
         for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
             average.assign(layer.momentum * average + (1.0 - layer.momentum) * value)
-        return outputs
+        return tf.reshape(outputs, tf.shape(inputs))
 
     layer.call = call  # no class of our own: the saved networks must open without gan.py
     return layer

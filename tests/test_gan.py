@@ -247,8 +247,9 @@ def test_batch_norm_statistics_follow_the_data(small, images):
         assert not np.allclose(norm.moving_variance.numpy(), 1)
 
 
-def test_batch_normalization_is_a_fused_kernel_that_does_what_keras_layer_does():
-    rng, shape = np.random.default_rng(0), (8, 5, 3, 6)
+@pytest.mark.parametrize("shape", [(32, 6), (8, 5, 3, 6)])
+def test_batch_normalization_is_a_fused_kernel_that_does_what_keras_layer_does(shape):
+    rng = np.random.default_rng(0)
     inputs = tf.constant(rng.normal(3, 2, shape), tf.float32)
     weights = rng.normal(size=shape)
 
