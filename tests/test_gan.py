@@ -251,7 +251,7 @@ def test_batch_norm_statistics_follow_the_data(small, images):
 def test_batch_normalization_is_a_fused_kernel_that_does_what_keras_layer_does(shape):
     rng = np.random.default_rng(0)
     inputs = tf.constant(rng.normal(3, 2, shape), tf.float32)
-    weights = rng.normal(size=shape)
+    factors = rng.normal(size=shape)
 
     @tf.function
     def everything(layer):
@@ -260,7 +260,7 @@ def test_batch_normalization_is_a_fused_kernel_that_does_what_keras_layer_does(s
             with tf.GradientTape() as first:
                 first.watch(inputs)
                 outputs = layer(inputs, training=True)
-                loss = tf.reduce_sum(outputs**3 * weights)
+                loss = tf.reduce_sum(outputs**3 * factors)
             slopes = first.gradient(loss, inputs)
             penalty = tf.reduce_sum(tf.square(slopes))
         gradients = second.gradient([loss, penalty], [inputs, *layer.trainable_variables])
