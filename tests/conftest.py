@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import gan
 
-# Nets and data so small that an epoch takes a moment: 5 iterations.
+# Networks so small that an epoch, which has 100 iterations, takes a moment.
 TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS": 2, "GRID": 3}
 
 
@@ -26,12 +26,12 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture
 def small(monkeypatch):
     """Return a function that sets settings until the test ends; TINY is set at once."""
-    for name in gan.SETTINGS:  # which gan.main() and gan.sample() may change, too
+    for name in gan.RULES:  # which gan.load_images() may change, too
         monkeypatch.setattr(gan, name, getattr(gan, name))
 
     def change(**settings):
         for name, value in settings.items():
-            assert name in gan.SETTINGS
+            assert name in gan.RULES
             monkeypatch.setattr(gan, name, value)
 
     change(**TINY)

@@ -11,14 +11,10 @@ def normal(count, width):
     return np.random.default_rng(0).normal(size=(count, width))
 
 
-def test_frechet_distance_of_a_set_to_itself_is_0():
+@pytest.mark.parametrize("shift", [np.zeros(8), np.arange(8)])
+def test_frechet_distance_of_a_shifted_set_is_the_shifts_square(shift):
     rows = normal(500, 8) @ np.diag(range(1, 9))
-    assert frechet(rows, rows) == pytest.approx(0, abs=1e-9)
-
-
-def test_frechet_distance_of_a_shifted_set_is_the_shifts_square():
-    rows = normal(500, 8)
-    assert frechet(rows, rows + np.arange(8)) == pytest.approx(np.square(np.arange(8)).sum())
+    assert frechet(rows, rows + shift) == pytest.approx(np.square(shift).sum(), abs=1e-9)
 
 
 def test_frechet_distance_of_a_scaled_set_is_that_of_its_deviations():
@@ -49,14 +45,10 @@ def test_parzen_is_finite_far_from_all_samples_and_counts_them():
     assert parzen(np.zeros((7, 10000)), far, far)[0] == pytest.approx(one)
 
 
-def test_precision_and_recall_of_the_same_set_are_1():
+@pytest.mark.parametrize("shift, share", [(0, 1), (100, 0)])
+def test_precision_and_recall_are_1_of_the_same_set_and_0_of_sets_far_apart(shift, share):
     rows = normal(300, 6)
-    assert precision_recall(rows, rows, chunk=70) == (1, 1)
-
-
-def test_precision_and_recall_of_sets_far_apart_are_0():
-    rows = normal(300, 6)
-    assert precision_recall(rows, rows + 100) == (0, 0)
+    assert precision_recall(rows, rows + shift, chunk=70) == (share, share)
 
 
 def test_half_of_the_modes_is_full_precision_and_half_recall():

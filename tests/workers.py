@@ -1,7 +1,8 @@
-"""Train a tiny GAN for an epoch and save its weights: python workers.py HOW FILE.npz.
+"""Train a tiny GAN for five steps and save its weights to a file for each way of training it.
 
-HOW is "mirrored" (two virtual devices of one process), "worker" (TF_CONFIG says which) or "one"
-(one replica that is given the noise of two).
+python workers.py worker: as one of the workers that TF_CONFIG lists, to worker.npz
+python workers.py: on two virtual devices, to mirrored.npz, and as one replica that is given the
+noise of two, to one.npz
 """
 
 import sys
@@ -14,29 +15,26 @@ import tensorflow as tf
 
 import gan
 
-how, file = sys.argv[1:]
-vars(gan).update(Z_SIZE=8, G_HIDDEN=16, D_HIDDEN=16, BATCH_SIZE=20, EPOCHS=1)
-images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 1), np.uint8)
-batches = images.reshape(30, 1, 20, 8, 8, 1)
-if how == "mirrored":
+draw = gan.draw_noise
+
+
+def draw_for_two(count, key):
+    """Return the noise that two replicas draw together."""
+    return tf.concat([draw(count // 2, 2 * key + replica) for replica in (0, 1)], 0)
+
+
+if "worker" in sys.argv:
+    strategies = {"worker": tf.distribute.MultiWorkerMirroredStrategy()}
+else:
     cpu = tf.config.list_physical_devices("CPU")[0]
     two = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(cpu, two)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-else:
-    strategy = gan.choose_strategy()[0]
-if how == "one":
-    draw = gan.draw_noise
-    gan.draw_noise = lambda count, key: tf.concat(
-        [draw(count // 2, 2 * key), draw(count // 2, 2 * key + 1)], 0
-    )
-weights = {}
-for gan.BATCH_NORM in (False, True):
+    mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategies = {"mirrored": mirrored, "one": tf.distribute.get_strategy()}
+vars(gan).update(Z_SIZE=8, G_HIDDEN=16, D_HIDDEN=16, BATCH_SIZE=20, BATCH_NORM="G")
+images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), np.uint8)
+for how, strategy in strategies.items():
+    gan.draw_noise = draw_for_two if how == "one" else draw
     model = gan.GAN(images, strategy)
-    if model.replicas > 1:
-        gan.check_workers(model, images)
-    for first, last in ((0, 5), (5, 30)):  # the first few steps, then the rest of the epoch
-        model.train(batches[first:last], first, first * 20)
-        values = [variable.numpy() for variable in model.variables()]
-        weights |= {f"{gan.BATCH_NORM} {last} {i}": value for i, value in enumerate(values)}
-np.savez(file, **weights)
+    model.train(images.reshape(5, 1, 20, 8, 8, 1), 0, 0)
+    np.savez(f"{how}.npz", *(variable.numpy() for variable in model.variables()))
