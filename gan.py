@@ -183,8 +183,8 @@ def augment(images, key):
     height, width = images.shape[1:3]
     draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), (SEED, key))
     down, right, mirror, top, left = tf.unstack(draws)  # [n, 1] each, in 0..1
-    rows = tf.range(height) + tf.cast(down * (height // 4 + 1), tf.int32) - height // 8
-    columns = tf.range(width) + tf.cast(right * (width // 4 + 1), tf.int32) - width // 8
+    rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
+    columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
     # Rows and columns are moved by a product with ones and zeros, which has a gradient.
     rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
@@ -382,8 +382,8 @@ def load_images():
 def load_mnist():
     """Return MNIST's images from Keras' cache, else from the web. Raises ConnectionError."""
     home, reasons = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras"), []
-    socket.setdefaulttimeout(SILENCE)  # else a mirror that sends nothing is waited for
-    for source in ("mnist.npz", MNIST_FILE, *MIRRORS):
+    socket.setdefaulttimeout(SILENCE)  # else a silent mirror is waited for
+    for source in ("mnist.npz", *MIRRORS):
         file = home / "datasets" / source
         try:
             if source in MIRRORS:
@@ -423,8 +423,8 @@ def read_file(path):
             return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
         if head[:2] == b"PK":
             with np.load(path, allow_pickle=False) as arrays:
-                names = [name for name in ("x_train", "images", *arrays) if name in arrays]
-                fitting = (arrays[name] for name in names if np.ndim(arrays[name]) in (3, 4))
+                names = (name for name in ("x_train", "images", *arrays) if name in arrays)
+                fitting = (array for array in map(arrays.get, names) if np.ndim(array) in (3, 4))
                 return as_images(next(fitting, np.empty(0)))
         with gzip.open(path) if head[:2] == b"\x1f\x8b" else open(path, "rb") as file:
             content = file.read()
@@ -457,7 +457,7 @@ def as_images(array):
 
 
 def read_folder(folder):
-    """Return the images below folder as squares of IMAGE_SIZE. Raises Problem."""
+    """Return the images below folder, as squares. Raises Problem."""
     runs = {file.parent for file in folder.rglob("epoch-000.png")}  # our own pictures are no data
     files = (file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     files = sorted(file for file in files if file.is_file() and runs.isdisjoint(file.parents))
@@ -751,7 +751,7 @@ def train_epoch(gan, images, folder, signals):
         show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {speeds[-1]:,.0f} images/s")
         # Half a second of work at a time keeps Ctrl-C quick; workers must all do the same.
         n = min(most, 20) if gan.replicas > 1 else max(1, min(most, int(0.5 * n / (now - started))))
-    return float(np.median(speeds))
+    return float(np.median(speeds[1:] or speeds))
 
 
 def save_epoch(gan, folder, picture):
@@ -771,7 +771,7 @@ def parse_setting(argument):
     name, _, value = argument.partition("=")
     value = os.path.expanduser(value)  # which zsh leaves to us
     if name == "DATA" and value not in ("mnist", "digits", ""):
-        value = os.path.abspath(value)  # to resume from any folder
+        value = os.path.abspath(value)  # to resume from anywhere
     try:
         return name, value if name in ("DATA", "OUT") else ast.literal_eval(value)
     except (ValueError, SyntaxError):

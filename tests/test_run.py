@@ -246,7 +246,7 @@ def test_a_run_killed_and_stopped_at_random_moments_ends_like_one_left_alone(mai
     chance, command = random.Random(0), arguments(**settings)
     for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
         process = start_saving(tmp_path, *command)
-        time.sleep(chance.uniform(0, 0.3))
+        time.sleep(chance.uniform(0, 0.2))
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
         assert err == ""

@@ -41,7 +41,11 @@ def start_two(folder, *words):
 
 def finish(workers):
     """Return (exit status, stdout, stderr) of each worker."""
-    ends = [worker.communicate(timeout=120) for worker in workers]
+    try:
+        ends = [worker.communicate(timeout=120) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     return [(worker.returncode, *end) for worker, end in zip(workers, ends)]
 
 
