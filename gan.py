@@ -709,7 +709,7 @@ def train(gan, images, folder, signals):
         print(ROW.format(EPOCHS, **row))
         if gan.epoch == first < EPOCHS:
             left = (EPOCHS - first) * gan.iterations * D_STEPS * BATCH_SIZE / speed
-            print(f"          about {left / 60:,.1f} minutes to go")
+            print(f"          about {left:,.0f} seconds to go")
         for text, true in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
             if true and text not in said and gan.step >= 300:  # before that G is just untrained
                 said.add(text)
