@@ -651,7 +651,7 @@ def save_history(folder):
     for file in files:
         picture = ImageOps.expand(Image.open(file).convert("RGB"), (80, 0, 0, 0), "white")
         ImageDraw.Draw(picture).text((72, 8), f"epoch {int(file.stem[6:])}", 0, FONT, "ra")
-        frames.append(ImageOps.contain(picture, (480, 400)).quantize(64))
+        frames.append(ImageOps.contain(picture, (480, 400)).quantize(32))
         rows.append(picture.crop((0, 0, picture.width, picture.height // GRID)))
     some = rows[:: -math.ceil(len(rows) / 11)][::-1]  # with the last one
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
