@@ -8,7 +8,7 @@ other, in turns, until the fakes look real.
     python gan.py EPOCHS=5 DATA=faces   the same with other settings
     python gan.py --resume              go on with the newest run
     python gan.py --sample 1000         save 1,000 new images of the newest run
-    python gan.py --run FOLDER          go on with that run; with --sample: images of it
+    python gan.py --run FOLDER          go on with that run, or --sample it
 """
 
 import argparse
@@ -64,9 +64,9 @@ LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0.0 to 0.5: real images are labelled 1 - SMOOTH
 GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth, training stable
 PENALTY_EVERY = 8         # 1 to 1000: iterations from one penalty to the next
-EPOCHS = 20               # 1 to 1000000: passes over the data, or 100 iterations if longer
+EPOCHS = 20               # 1 to 1000000: passes over the data, at least 100 steps
 BATCH_SIZE = 100          # 2 to 1000000: images per update, over all devices
-LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; a dcgan takes a quarter
+LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; of a dcgan a quarter
 G_RATE = 2.0              # 0.01 to 100: G's learning rate is so many times D's
 LR_DECAY = True           # True or False: it falls to 0 over EPOCHS, in a line
 BETA_1 = 0.0              # 0.0 to 0.999999: Adam's decay of the mean gradient
@@ -351,7 +351,7 @@ class Problem(Exception):
 
 def tell(message):
     """Print a message to stderr, in one line."""
-    print("gan.py:", " ".join(str(message).split())[:1000], file=sys.stderr, flush=True)
+    print("gan.py:", " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
 def show_progress(text):
@@ -881,7 +881,7 @@ def train_run(gan, images, folder):
     except (MemoryError, tf.errors.ResourceExhaustedError):
         tell(f"out of memory; try a smaller BATCH_SIZE or network. To go on: {command}")
     except (OSError, ArithmeticError, tf.errors.OpError) as error:
-        tell(f"{error}; what was saved is whole. To go on: {command}")
+        tell(f"{str(error)[:500]}; what was saved is whole. To go on: {command}")
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

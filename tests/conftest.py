@@ -17,12 +17,6 @@ import gan
 TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS": 2, "GRID": 3}
 
 
-def pytest_collection_modifyitems(config, items):
-    for item in items:
-        if "slow" in item.keywords and "slow" not in config.option.markexpr:
-            item.add_marker(pytest.mark.skip(reason="takes minutes; runs with -m slow"))
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Return a function that sets settings until the test ends; TINY is set at once."""

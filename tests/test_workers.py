@@ -87,12 +87,3 @@ def test_two_workers_go_on_as_one_and_when_one_is_killed_the_other_says_how_to_g
     assert f"--resume --run {run}" in told and "Traceback" not in err
     epochs = len(list(run.glob("epoch-*.png")))
     assert gan.main(["--resume", f"EPOCHS={epochs}"]) == 0
-
-
-def test_a_batch_that_cannot_be_divided_among_the_devices_is_refused(data, monkeypatch, capsys):
-    class Three:
-        num_replicas_in_sync = 3
-
-    monkeypatch.setattr(gan.tf.distribute, "get_strategy", Three)
-    assert gan.main(arguments(DATA=data, **TINY)) == 2
-    assert "BATCH_SIZE=20 cannot be divided" in capsys.readouterr().err
