@@ -66,7 +66,7 @@ GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth, training stable
 PENALTY_EVERY = 8         # 1 to 1000: iterations from one penalty to the next
 EPOCHS = 20               # 1 to 1000000: passes over the data, or 100 steps
 BATCH_SIZE = 100          # 2 to 1000000: images per update, over all devices
-LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; of a dcgan a quarter
+LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D
 G_RATE = 2.0              # 0.01 to 100: G's learning rate is so many times D's
 LR_DECAY = True           # True or False: it falls to 0 over EPOCHS, in a line
 BETA_1 = 0.0              # 0.0 to 0.999999: Adam's decay of the mean gradient
@@ -78,6 +78,9 @@ EARLY_STOP = None         # None, or low,high: stop when D(G(z)) lies between
 GRID = 10                 # 1 to 64: pictures show GRID x GRID images
 SEED = 0                  # 0 to 2147483647; the same seed gives the same run
 OUT = "samples"           # folder of the runs
+# A new run with MODEL=dcgan takes these, unless the command line has others:
+DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1,
+         "LEARNING_RATE": 0.002, "GRADIENT_PENALTY": 0.1}
 # fmt: on
 # A comment is also the rule for its value: a quoted word, or a number "from to" others.
 BLOCK = Path(__file__).read_text("utf-8").partition("# fmt: off\n")[2].partition("# fmt: on")[0]
@@ -209,10 +212,9 @@ class FusedAdam(keras.optimizers.Adam):
         index = self._get_variable_index(variable)
         m, v = (slots[index].value.handle for slots in (self._momentums, self._velocities))
         step = tf.cast(self.iterations + 1, tf.float32)
-        powers = {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
         rates = {"beta1": self.beta_1, "beta2": self.beta_2, "lr": learning_rate, "epsilon": 1e-7}
-        kernel = tf.raw_ops.ResourceApplyAdam
-        kernel(var=variable.handle, m=m, v=v, grad=gradient, **powers, **rates)
+        rates |= {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
+        tf.raw_ops.ResourceApplyAdam(var=variable.handle, m=m, v=v, grad=gradient, **rates)
 
 
 class GAN:
@@ -235,8 +237,7 @@ class GAN:
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
         self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # over the epoch so far
-        self.epoch = self.position = 0  # epochs done, and images of the next one
-        self.step = 0  # iterations done
+        self.epoch = self.position = self.step = 0  # epochs, images of the next one, iterations
         self.rows = []  # of losses.csv, one for each epoch done
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
         count = tf.TensorSpec((), tf.int64)
@@ -250,10 +251,9 @@ class GAN:
     def train_batches(self, batches, step, seen):
         """Do an iteration for each of batches; step, seen: iterations and images before these."""
         total = EPOCHS * self.iterations * D_STEPS * BATCH_SIZE
-        first_rate = LEARNING_RATE / 4 if MODEL == "dcgan" else LEARNING_RATE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             done = (seen + i * D_STEPS * BATCH_SIZE) / total if LR_DECAY else 0.0
-            rate = tf.cast(first_rate * tf.maximum(1.0 - done, 0.0), tf.float32)
+            rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
             # The penalty doubles D's work, and does as well every few iterations, weighted more.
@@ -373,10 +373,9 @@ def load_images():
     path = Path(DATA)
     if not path.exists():
         raise Problem(f'DATA={DATA}: no such file or folder, nor "mnist" or "digits"')
-    name = path.stem or "images"
     files = filter(Path.is_file, (path, *sorted(path.glob("*train-images*idx3-ubyte*"))))
     file = next(files, None)
-    return name, read_file(file) if file else read_folder(path)
+    return path.stem, read_file(file) if file else read_folder(path)
 
 
 def load_mnist():
@@ -647,11 +646,11 @@ def save_history(folder):
     """Write training.gif and, of the first rows of some epochs, progress.png."""
     files = sorted(folder.glob("epoch-*.png"), key=lambda file: int(file.stem[6:]))
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 100, dtype=int))]
-    frames, rows = [], []
+    frames, rows, font = [], [], ImageFont.load_default(24)
     for file in files:
-        picture = ImageOps.expand(Image.open(file).convert("RGB"), (80, 0, 0, 0), "white")
-        ImageDraw.Draw(picture).text((72, 8), f"epoch {int(file.stem[6:])}", 0, FONT, "ra")
-        frames.append(ImageOps.contain(picture, (480, 400)).quantize(32))
+        picture = ImageOps.expand(Image.open(file).convert("RGB"), (130, 0, 0, 0), "white")
+        ImageDraw.Draw(picture).text((120, 12), f"epoch {int(file.stem[6:])}", 0, font, "ra")
+        frames.append(picture.reduce(2).quantize(32))
         rows.append(picture.crop((0, 0, picture.width, picture.height // GRID)))
     some = rows[:: -math.ceil(len(rows) / 11)][::-1]  # with the last one
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
@@ -831,6 +830,8 @@ def run(resume, run_folder, changes):
         for name in FIXED:
             if changes.get(name, globals()[name]) != globals()[name]:
                 raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
+    elif changes.get("MODEL", MODEL) == "dcgan":
+        changes = DCGAN | changes
     change_settings(changes)
     strategy = tf.distribute.get_strategy()
     if "TF_CONFIG" in os.environ:
@@ -929,7 +930,6 @@ def main(arguments=None):
     options = parser.parse_intermixed_args(arguments)
     defaults = {name: globals()[name] for name in RULES}
     try:
-        globals().update([parse_setting(f"DATA={DATA}")])
         changes = dict(map(parse_setting, options.settings))
         if options.sample is not None:
             return sample(options.sample, options.run, changes)

@@ -208,6 +208,17 @@ def test_settings_that_do_not_suit_colour_images_get_advice(small, capsys, setti
     assert len(notes) == (advice is not None) and all(advice in line for line in notes)
 
 
+def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_given(
+    data, main, monkeypatch
+):
+    monkeypatch.setattr(gan, "MODEL", "dcgan")  # as edited at the top of the script
+    status, _, err = main(DATA=data, Z_SIZE=5, CHANNELS=1, BATCH_SIZE=2, GRID=2, EPOCHS=1)
+    assert (status, err) == (0, "")
+    assert main("--resume", MODEL="dcgan", EPOCHS=2)[0] == 0
+    settings = json.loads((data.parent / "samples" / "dots-001" / "settings.json").read_text())
+    assert settings.items() >= (gan.DCGAN | {"Z_SIZE": 5, "EPOCHS": 2}).items()
+
+
 # How a run stops and goes on
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(small, images, tmp_path):
     small(BATCH_NORM=True, AUGMENT=True, CATEGORIES=3)

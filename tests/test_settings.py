@@ -12,8 +12,10 @@ import gan
 
 
 def test_every_setting_has_a_line_with_a_comment_and_an_accepted_default():
-    lines = gan.BLOCK.splitlines()
+    lines, dcgan = gan.BLOCK.split("# A new run with MODEL=dcgan")
+    lines = lines.splitlines()
     assert [re.match(r"([A-Z]\w*) = .* # \S", line)[1] for line in lines] == list(gan.RULES)
+    assert "DCGAN = {" in dcgan and all(gan.accepts(*item) for item in gan.DCGAN.items())
     assert all(gan.accepts(name, getattr(gan, name)) for name in gan.RULES)
 
 
