@@ -650,7 +650,7 @@ def save_history(folder):
     for file in files:
         picture = ImageOps.expand(Image.open(file).convert("RGB"), (130, 0, 0, 0), "white")
         ImageDraw.Draw(picture).text((120, 12), f"epoch {int(file.stem[6:])}", 0, font, "ra")
-        frames.append(picture.reduce(2).quantize(32))
+        frames.append(picture.reduce(2).quantize(64))
         rows.append(picture.crop((0, 0, picture.width, picture.height // GRID)))
     some = rows[:: -math.ceil(len(rows) / 11)][::-1]  # with the last one
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
