@@ -79,8 +79,7 @@ GRID = 10                 # 1 to 64: pictures show GRID x GRID images
 SEED = 0                  # 0 to 2147483647; the same seed gives the same run
 OUT = "samples"           # folder of the runs
 # A new run with MODEL=dcgan takes these, unless the command line has others:
-DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1,
-         "LEARNING_RATE": 0.002, "GRADIENT_PENALTY": 0.1}
+DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1, "LEARNING_RATE": 0.001}
 # fmt: on
 # A comment is also the rule for its value: a quoted word, or a number "from to" others.
 BLOCK = Path(__file__).read_text("utf-8").partition("# fmt: off\n")[2].partition("# fmt: on")[0]
