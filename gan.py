@@ -49,8 +49,8 @@ finally:
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
 IMAGE_SIZE = 64           # 2 to 1024: side in pixels of the images of a folder
 MODEL = "mlp"             # "mlp", or "dcgan": relu in G, leaky_relu in D
-Z_SIZE = 14               # 1 to 65536: length of the noise vector z
-CATEGORIES = 28           # 1 to 1000: kinds of images that G draws; 1 is off
+Z_SIZE = 14               # 1 to 65536: length of the noise vector z; see DCGAN
+CATEGORIES = 28           # 1 to 1000: kinds of images; 1 is off; see DCGAN
 PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
 G_HIDDEN = 1024           # 1 to 65536 units in mlp's hidden layer; two: 256,512
 D_HIDDEN = 768            # 1 to 65536 units in mlp's hidden layer; two: 512,256
@@ -66,7 +66,7 @@ GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth, training stable
 PENALTY_EVERY = 8         # 1 to 1000: iterations from one penalty to the next
 EPOCHS = 20               # 1 to 1000000: passes over the data, or 100 steps
 BATCH_SIZE = 100          # 2 to 1000000: images per update, over all devices
-LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D
+LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; see DCGAN
 G_RATE = 2.0              # 0.01 to 100: G's learning rate is so many times D's
 LR_DECAY = True           # True or False: it falls to 0 over EPOCHS, in a line
 BETA_1 = 0.0              # 0.0 to 0.999999: Adam's decay of the mean gradient
@@ -78,7 +78,7 @@ EARLY_STOP = None         # None, or low,high: stop when D(G(z)) lies between
 GRID = 10                 # 1 to 64: pictures show GRID x GRID images
 SEED = 0                  # 0 to 2147483647; the same seed gives the same run
 OUT = "samples"           # folder of the runs
-# A new run with MODEL=dcgan takes these, unless the command line has others:
+# A new run with MODEL=dcgan takes these, not those above; edit them here:
 DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1, "LEARNING_RATE": 0.001}
 # fmt: on
 # A comment is also the rule for its value: a quoted word, or a number "from to" others.
@@ -817,7 +817,7 @@ def describe(name, images, gan, folder):
     if channels == 3 and MODEL == "mlp":
         print("note           an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
     elif channels == 3 and count < 2000 and not AUGMENT:
-        print("note           G may learn so few images by heart; better: AUGMENT=True")
+        print("note           D may learn so few images by heart; better: AUGMENT=True")
     print(f"run            {folder}\n")
 
 
