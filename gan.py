@@ -78,12 +78,12 @@ EARLY_STOP = None         # None, or low,high: stop when D(G(z)) lies between
 GRID = 10                 # 1 to 64: pictures show GRID x GRID images
 SEED = 0                  # 0 to 2147483647; the same seed gives the same run
 OUT = "samples"           # folder of the runs
-# A new run with MODEL=dcgan takes these, not those above; edit them here:
+# A new run with MODEL=dcgan takes these instead; edit them here:
 DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1, "LEARNING_RATE": 0.001}
 # fmt: on
 # A comment is also the rule for its value: a quoted word, or a number "from to" others.
 BLOCK = Path(__file__).read_text("utf-8").partition("# fmt: off\n")[2].partition("# fmt: on")[0]
-RULES = dict(re.findall(r"^([A-Z]\w*) = .*?# (.*)", BLOCK, re.MULTILINE))
+RULES = dict(re.findall(r"^([A-Z]\w*) = [^{]*?# (.*)", BLOCK, re.MULTILINE))
 
 
 # ---- Networks ----
@@ -150,7 +150,7 @@ def build_discriminator(shape):
 
 
 # ---- The GAN ----
-EMA_EVERY = 10  # iterations: averaging all weights takes as long as a tenth of an iteration
+EMA_EVERY = 10  # iterations: averaging all weights takes a tenth of one's time
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 
 
@@ -184,7 +184,7 @@ def augment(images, key):
     """Return images [n, H, W, C] mirrored, shifted, partly blanked at random (arXiv:2006.10738)."""
     height, width = images.shape[1:3]
     draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), (SEED, key))
-    down, right, mirror, top, left = tf.unstack(draws)  # [n, 1] each, in 0..1
+    down, right, mirror, y, x = tf.unstack(draws)  # [n, 1] each, in 0..1; y, x: of the blank
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
@@ -192,8 +192,8 @@ def augment(images, key):
     rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
     columns = tf.one_hot(tf.clip_by_value(columns, 0, width - 1), width)
     images = tf.einsum("nyh,nxw,nhwc->nyxc", rows, columns, images)
-    y = tf.abs(tf.range(height) / height - tf.cast(top, tf.float64)) < 0.25  # [n, H]
-    x = tf.abs(tf.range(width) / width - tf.cast(left, tf.float64)) < 0.25
+    y = tf.abs(tf.range(height) / height - tf.cast(y, tf.float64)) < 0.25  # [n, H]
+    x = tf.abs(tf.range(width) / width - tf.cast(x, tf.float64)) < 0.25
     return tf.where(y[:, :, None, None] & x[:, None, :, None], to_floats(127.5), images)
 
 
@@ -236,7 +236,7 @@ class GAN:
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
         self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # over the epoch so far
-        self.epoch = self.position = self.step = 0  # epochs, images of the next one, iterations
+        self.epoch = self.position = self.step = 0  # epochs; images of the next; iterations
         self.rows = []  # of losses.csv, one for each epoch done
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
         count = tf.TensorSpec((), tf.int64)
@@ -279,7 +279,7 @@ class GAN:
         size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
         updates = D_STEPS + G_STEPS - 1  # D's last update and G's first one share their fakes
         first = step * updates * self.replicas + tf.cast(replica, tf.int64)
-        keys = [first + k * self.replicas for k in range(updates)]  # each of its own noise
+        keys = [first + k * self.replicas for k in range(updates)]  # that no other update has
 
         for k in range(D_STEPS):
             real = to_floats(batches[k, replica * size : (replica + 1) * size])
@@ -356,7 +356,7 @@ def tell(message):
 def show_progress(text):
     """Show text in the terminal's last line, until something else is printed there."""
     if sys.stdout.isatty():
-        print(f"{text[:78]:78}", end="\r", flush=True)
+        print(f"{text:78}", end="\r", flush=True)
 
 
 def load_images():
@@ -387,7 +387,7 @@ def load_mnist():
             if source in MIRRORS:
                 url = source + MNIST_FILE
                 file = keras.utils.get_file(None, url, file_hash=MNIST_SHA256, cache_dir=home)
-            return read_file(Path(file))
+            return read_file(file)
         except Exception as error:
             reasons.append(f"    {source}: {error}\n")
     advice = f"Put {MNIST_FILE}, from any mirror, into {home / 'datasets'}"
@@ -449,7 +449,7 @@ def as_images(array):
     if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers reach from {low} to {high}")
     images = np.empty(array.shape, np.uint8)
-    for image, numbers in zip(images, array):  # one by one, as it may be a large file
+    for image, numbers in zip(images, array):  # one by one: the file may be large
         image[:] = np.rint((numbers - low) * (255 / (high - low)))
     return images
 
@@ -492,7 +492,7 @@ def read_picture(pair):
 
 
 # ---- Runs: each has its folder of pictures, figures and checkpoints, from which it can go on ----
-CHECKPOINT_SECONDS = 600  # between checkpoints inside a long epoch
+CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 # What a resumed run cannot change.
 FIXED = ["DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "CATEGORIES", "PRIOR", "G_HIDDEN"]
@@ -649,12 +649,12 @@ def save_history(folder):
     for file in files:
         picture = ImageOps.expand(Image.open(file).convert("RGB"), (130, 0, 0, 0), "white")
         ImageDraw.Draw(picture).text((120, 12), f"epoch {int(file.stem[6:])}", 0, font, "ra")
-        frames.append(picture.reduce(2).quantize(64))
+        frames.append(picture.reduce(picture.width // 350).quantize(64))
         rows.append(picture.crop((0, 0, picture.width, picture.height // GRID)))
     some = rows[:: -math.ceil(len(rows) / 11)][::-1]  # with the last one
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
     options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
-    write(folder / "training.gif", lambda temporary: frames[0].save(temporary, "gif", **options))
+    write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
     write(folder / "progress.png", Image.fromarray(np.concatenate(some)).save)
 
 
@@ -817,7 +817,7 @@ def describe(name, images, gan, folder):
     if channels == 3 and MODEL == "mlp":
         print("note           an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
     elif channels == 3 and count < 2000 and not AUGMENT:
-        print("note           D may learn so few images by heart; better: AUGMENT=True")
+        print("note           D may memorise so few images; better: AUGMENT=True")
     print(f"run            {folder}\n")
 
 
@@ -850,7 +850,7 @@ def run(resume, run_folder, changes):
     elif not resume:
         folder = make_folder(name)
     with contextlib.closing(lock(folder)):
-        for leftover in folder.rglob("tmp-*"):  # of a process that was killed
+        for leftover in folder.rglob("tmp-*"):  # of a killed process
             leftover.unlink()
         text = json.dumps({name: globals()[name] for name in RULES}, indent=1)
         write(folder / "settings.json", lambda temporary: temporary.write_text(text))
@@ -909,7 +909,7 @@ def sample(count, run_folder, changes):
     write(folder / "grid.png", tile(generate(generator, draw_noise(GRID**2, -3)), GRID).save)
     ends = draw_noise(20, -4).numpy().reshape(2, 10, -1)
     kinds = np.arange(10)[:, np.newaxis] % CATEGORIES == np.arange(ends.shape[2] - Z_SIZE)
-    ends[:, :, Z_SIZE:] = 9 * kinds  # a row walks from one z to another within one kind
+    ends[:, :, Z_SIZE:] = kinds  # a row walks from one z to another in one kind
     walks = np.linspace(*ends, 10, axis=1).reshape(100, -1)
     write(folder / "interpolation.png", tile(generate(generator, walks), 10).save)
     print(f"{count:,} images in {generated}; see also grid.png and interpolation.png in {folder}")
@@ -929,6 +929,7 @@ def main(arguments=None):
     options = parser.parse_intermixed_args(arguments)
     defaults = {name: globals()[name] for name in RULES}
     try:
+        globals().update([parse_setting(f"DATA={DATA}")])
         changes = dict(map(parse_setting, options.settings))
         if options.sample is not None:
             return sample(options.sample, options.run, changes)

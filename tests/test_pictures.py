@@ -94,6 +94,14 @@ def test_a_long_history_is_thinned_to_a_hundred_frames_and_about_ten_rows(small,
     assert len({margin.tobytes() for margin in margins}) == len(rows)  # each names its epoch
 
 
+def test_the_movie_of_large_images_is_small(small, tmp_path):
+    small(GRID=2)
+    Image.new("L", (3000, 3000)).save(tmp_path / "epoch-000.png")
+    gan.save_history(tmp_path)
+    with Image.open(tmp_path / "training.gif") as movie:
+        assert 300 < movie.width < 700
+
+
 def test_tensorboard_shows_each_epoch_once_also_of_a_resumed_run(trained):
     board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = board.EventAccumulator(str(trained[0]), {"tensors": 0})
