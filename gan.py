@@ -5,7 +5,7 @@ image and says whether it is real (1) or fake (0). Each is trained against the
 other, in turns, until the fakes look real.
 
     python gan.py                       train on MNIST: see samples/mnist-001
-    python gan.py EPOCHS=5 DATA=faces   the same with other settings
+    python gan.py EPOCHS=5 BETA_1=0.5   the same with other settings
     python gan.py --resume              go on with the newest run
     python gan.py --sample 1000         save 1,000 new images of the newest run
     python gan.py --run FOLDER          go on with that run, or --sample it
@@ -47,10 +47,10 @@ finally:
 # ---- Settings: change them here, or for one run as in python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
 # fmt: off
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
-IMAGE_SIZE = 64           # 2 to 1024: side in pixels of the images of a folder
+IMAGE_SIZE = 64           # 2 to 1024: side of a folder's images; dcgan: 32, 64
 MODEL = "mlp"             # "mlp", or "dcgan": relu in G, leaky_relu in D
 Z_SIZE = 14               # 1 to 65536: length of the noise vector z; see DCGAN
-CATEGORIES = 28           # 1 to 1000: kinds of images; 1 is off; see DCGAN
+CATEGORIES = 28           # 1 to 1000: kinds that G draws; 1: off; see DCGAN
 PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
 G_HIDDEN = 1024           # 1 to 65536 units in mlp's hidden layer; two: 256,512
 D_HIDDEN = 768            # 1 to 65536 units in mlp's hidden layer; two: 512,256
@@ -62,13 +62,13 @@ BATCH_NORM = False        # True, "G" (in G only) or False: in hidden layers
 AUGMENT = False           # True or False: D sees images altered; for few photos
 LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0.0 to 0.5: real images are labelled 1 - SMOOTH
-GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth, training stable
+GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth; see DCGAN
 PENALTY_EVERY = 8         # 1 to 1000: iterations from one penalty to the next
-EPOCHS = 20               # 1 to 1000000: passes over the data, or 100 steps
+EPOCHS = 20               # 1 to 1000000: passes over the data, 100+ steps each
 BATCH_SIZE = 100          # 2 to 1000000: images per update, over all devices
 LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; see DCGAN
 G_RATE = 2.0              # 0.01 to 100: G's learning rate is so many times D's
-LR_DECAY = True           # True or False: it falls to 0 over EPOCHS, in a line
+LR_DECAY = True           # True or False: rates fall to 0 over EPOCHS
 BETA_1 = 0.0              # 0.0 to 0.999999: Adam's decay of the mean gradient
 BETA_2 = 0.99             # 0.0 to 0.999999: Adam's decay of its mean square
 D_STEPS = 1               # 1 to 20: updates of D per iteration
@@ -76,12 +76,13 @@ G_STEPS = 1               # 1 to 20: updates of G per iteration
 EMA = 0.999               # 0.0 to 0.9999999: decay of the average of G; 0: off
 EARLY_STOP = None         # None, or low,high: stop when D(G(z)) lies between
 GRID = 10                 # 1 to 64: pictures show GRID x GRID images
-SEED = 0                  # 0 to 2147483647; the same seed gives the same run
+SEED = 0                  # 0 to 2147483647; same seed, same run (on a CPU)
 OUT = "samples"           # folder of the runs
 # A new run with MODEL=dcgan takes these instead; edit them here:
-DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1, "LEARNING_RATE": 0.001}
+DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1,
+         "LEARNING_RATE": 0.0015, "GRADIENT_PENALTY": 0.1}
 # fmt: on
-# A comment is also the rule for its value: a quoted word, or a number "from to" others.
+# A comment is also the rule for its value: a quoted word, or a number "low to high".
 BLOCK = Path(__file__).read_text("utf-8").partition("# fmt: off\n")[2].partition("# fmt: on")[0]
 RULES = dict(re.findall(r"^([A-Z]\w*) = [^{]*?# (.*)", BLOCK, re.MULTILINE))
 
@@ -102,7 +103,7 @@ def stages(shape):
 
 
 def activate(x, activation, normalize):
-    """Return x, what a hidden layer computes, then normalized if wanted, then activated."""
+    """Return x, the output of a hidden layer, normalized if wanted, then activated."""
     if normalize:
         several = tf.distribute.has_strategy()  # devices, which share their statistics
         x = layers.BatchNormalization(momentum=0.8, synchronized=several)(x)
@@ -150,7 +151,7 @@ def build_discriminator(shape):
 
 
 # ---- The GAN ----
-EMA_EVERY = 10  # iterations: averaging all weights takes a tenth of one's time
+EMA_EVERY = 10  # iterations: one averaging takes a tenth of an iteration's time
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 
 
@@ -167,7 +168,7 @@ def discriminator_loss(real_logits, fake_logits):
 
 def generator_loss(fake_logits):
     """Return G's loss: it wants its fakes to be called real."""
-    if LOSS == "minimax":  # the exact opposite of D's, with hardly a gradient while D wins
+    if LOSS == "minimax":  # minus D's second term, with hardly a gradient while D wins
         return -cross_entropy(0.0, fake_logits)
     return cross_entropy(1.0, fake_logits)
 
@@ -188,7 +189,7 @@ def augment(images, key):
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
-    # Rows and columns are moved by a product with ones and zeros, which has a gradient.
+    # Rows and columns are moved by a product with ones and zeros.
     rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
     columns = tf.one_hot(tf.clip_by_value(columns, 0, width - 1), width)
     images = tf.einsum("nyh,nxw,nhwc->nyxc", rows, columns, images)
@@ -198,7 +199,7 @@ def augment(images, key):
 
 
 def to_floats(pixels):
-    """Return uint8 pixels as floats in OUTPUT's range."""
+    """Return pixels of 0..255 as floats in OUTPUT's range."""
     floats = tf.cast(pixels, tf.float32)
     return floats / 127.5 - 1.0 if OUTPUT == "tanh" else floats / 255.0
 
@@ -691,8 +692,7 @@ def train(gan, images, folder, signals):
         fakes = generate(gan.average, noise)
         iterations, *sums = gan.sums.numpy().tolist()
         means, spread = [total / iterations for total in sums], pixel_spread(fakes) / real_spread
-        seconds = time.perf_counter() - began
-        began += seconds
+        seconds, began = time.perf_counter() - began, time.perf_counter()
         gan.rows.append([gan.epoch + 1.0, *means, spread, speed, seconds])
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.sums.assign(tf.zeros_like(gan.sums))
@@ -879,7 +879,7 @@ def train_run(gan, images, folder):
         print(f"\nDone in {seconds:.0f} s: see {folder}. To train longer:\n    {command} {more}")
         return 0
     except (MemoryError, tf.errors.ResourceExhaustedError):
-        tell(f"out of memory; try a smaller BATCH_SIZE or network. To go on: {command}")
+        tell(f"out of memory; try a smaller BATCH_SIZE. To go on: {command}")
     except (OSError, ArithmeticError, tf.errors.OpError) as error:
         tell(f"{str(error)[:500]}; what was saved is whole. To go on: {command}")
     finally:
