@@ -84,7 +84,7 @@ DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1,
 # fmt: on
 # A comment is also the rule for its value: a quoted word, or a number "low to high".
 BLOCK = Path(__file__).read_text("utf-8").partition("# fmt: off\n")[2].partition("# fmt: on")[0]
-RULES = dict(re.findall(r"^([A-Z]\w*) = [^{]*?# (.*)", BLOCK, re.MULTILINE))
+RULES = dict(re.findall(r"^([A-Z]\w*) = [^{\n]*?# (.*)", BLOCK, re.MULTILINE))
 
 
 # ---- Networks ----
