@@ -47,7 +47,7 @@ finally:
 # ---- Settings: change them here, or for one run as in python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
 # fmt: off
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
-IMAGE_SIZE = 64           # 2 to 1024: side of a folder's images; dcgan: 32, 64
+IMAGE_SIZE = 64           # 2 to 1024 pixels: side of a folder's images
 MODEL = "mlp"             # "mlp", or "dcgan": relu in G, leaky_relu in D
 Z_SIZE = 14               # 1 to 65536: length of the noise vector z; see DCGAN
 CATEGORIES = 28           # 1 to 1000: kinds that G draws; 1: off; see DCGAN
@@ -929,7 +929,7 @@ def main(arguments=None):
     options = parser.parse_intermixed_args(arguments)
     defaults = {name: globals()[name] for name in RULES}
     try:
-        globals().update([parse_setting(f"DATA={DATA}")])
+        globals().update([parse_setting(f"DATA={DATA}")])  # as edited above
         changes = dict(map(parse_setting, options.settings))
         if options.sample is not None:
             return sample(options.sample, options.run, changes)
