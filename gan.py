@@ -64,7 +64,7 @@ LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
 SMOOTH = 0.0              # 0.0 to 0.5: real images are labelled 1 - SMOOTH
 GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth; see DCGAN
 PENALTY_EVERY = 8         # 1 to 1000: iterations from one penalty to the next
-EPOCHS = 19               # 1 to 1000000: passes over the data, 100+ steps each
+EPOCHS = 19               # 1 to 1000000: passes over the data, 100+ iterations
 BATCH_SIZE = 100          # 2 to 1000000: images per update, over all devices
 LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; see DCGAN
 G_RATE = 2.0              # 0.01 to 100: G's learning rate is so many times D's
@@ -117,7 +117,7 @@ def build_generator(shape):
     x = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
-    if CATEGORIES > 1:  # so G need not draw what lies between two kinds (arXiv:2006.04596)
+    if CATEGORIES > 1:  # the largest picks a kind, so G draws nothing between (arXiv:2006.04596)
         kind = keras.ops.argmax(noise[:, Z_SIZE:], -1)
         x = layers.Concatenate()([x, 3.0 * keras.ops.one_hot(kind, CATEGORIES)])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
@@ -236,7 +236,7 @@ class GAN:
             self.d_optimizer = FusedAdam(beta_1=BETA_1, beta_2=BETA_2)
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
-        self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # over the epoch so far
+        self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # iterations, METRICS
         self.epoch = self.position = self.step = 0  # epochs; images of the next; iterations
         self.rows = []  # of losses.csv, one for each epoch done
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
@@ -622,7 +622,8 @@ def plot(rows):
     axis = min(0, math.floor(low)), max(2, math.ceil(high))
     losses = ("D loss", d_loss), ("G loss", g_loss)
     judgements = ("D(x), of real images", real), ("D(G(z)), of fakes", fake)
-    panels = (40, axis, (1.39, 0.69), losses), (285, (0, 1), (0.5,), judgements)
+    guesses = 1.39, -0.69 if LOSS == "minimax" else 0.69
+    panels = (40, axis, guesses, losses), (285, (0, 1), (0.5,), judgements)
     step = math.ceil(len(rows) / 12)
     for top, (low, high), guessing, lines in panels:
         for level in (*np.linspace(low, high, 5), *guessing):
@@ -714,8 +715,6 @@ def train(gan, images, folder, signals):
                 print(text)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
             return True
-        if signals and gan.epoch < EPOCHS:
-            return False
     return True
 
 
@@ -832,7 +831,7 @@ def run(resume, run_folder, changes):
     elif changes.get("MODEL", MODEL) == "dcgan":
         changes = DCGAN | changes
     change_settings(changes)
-    strategy = tf.distribute.get_strategy()
+    strategy = None
     if "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     elif len(tf.config.list_physical_devices("GPU")) > 1:
@@ -844,7 +843,7 @@ def run(resume, run_folder, changes):
     gan = GAN(images, strategy)
     if resume:
         restore(gan, folder)
-    if not strategy.extended.should_checkpoint:  # another worker keeps the run
+    if not gan.strategy.extended.should_checkpoint:  # another worker keeps the run
         scratch = tempfile.TemporaryDirectory()
         folder, sys.stdout = Path(scratch.name), open(os.devnull, "w")
     elif not resume:

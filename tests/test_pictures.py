@@ -26,12 +26,15 @@ def heights(pixels, panel, color):
     return panel.start + np.flatnonzero((pixels[panel, 80:700] == color).all((1, 2)))
 
 
-def test_the_lines_of_the_chart_lie_where_its_axes_say():
-    pixels = chart([2.0, 2.0, 2.0], 0.0, 1.0, 0.0)  # the ends of the axes
-    for panel, top, guessing in ((LOSSES, 2, (1.39, 0.69)), (JUDGEMENTS, 1, (0.5,))):
+@pytest.mark.parametrize("loss, end, guess", [("non-saturating", 0, 0.69), ("minimax", -1, -0.69)])
+def test_the_lines_of_the_chart_lie_where_its_axes_say(small, loss, end, guess):
+    small(LOSS=loss)
+    pixels = chart([2.0, 2.0, 2.0], float(end), 1.0, 0.0)  # the ends of the axes
+    panels = (LOSSES, (end, 2), (1.39, guess)), (JUDGEMENTS, (0, 1), (0.5,))
+    for panel, (bottom, top), guessing in panels:
         high, low = (heights(pixels, panel, color).mean() for color in (BLUE, RED))
         assert low - high == pytest.approx(180, abs=1)
-        expected = [low - 180 * level / top for level in guessing]
+        expected = [low - 180 * (level - bottom) / (top - bottom) for level in guessing]
         assert heights(pixels, panel, GREY) == pytest.approx(expected, abs=1.5)
 
 
