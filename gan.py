@@ -11,80 +11,96 @@ other, in turns, until the fakes look real.
     python gan.py --run FOLDER          go on with that run, or --sample it
 """
 
+# ruff: noqa: BLE001, SIM115 - damaged files raise nearly anything; some files stay open
 import argparse
 import ast
 import contextlib
+import faulthandler
 import gzip
 import importlib.util
+import io
 import json
 import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
-import sqlite3
 import sys
 import tempfile
 import time
+from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal errors only
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for a second run
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
-stderr = os.dup(2)  # keeps TensorFlow's remarks on missing GPUs off the screen while it loads
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+stderr = os.dup(2)
+faulthandler.enable(stderr)  # tells what ends the process while TensorFlow loads
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its remarks on missing GPUs stay off the screen
 try:
     import keras
     import tensorflow as tf
     from keras import layers
 finally:
     os.dup2(stderr, 2)
+keras.config.set_floatx("float32")  # whatever that file says, here, too
+keras.config.set_image_data_format("channels_last")
 
 # ---- Settings: change them here, or for one run as in python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
 # fmt: off
+# Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
-IMAGE_SIZE = 64           # 2 to 1024 pixels: side of a folder's images
-MODEL = "mlp"             # "mlp", or "dcgan": relu in G, leaky_relu in D
-Z_SIZE = 14               # 1 to 65536: length of the noise vector z; see DCGAN
-CATEGORIES = 28           # 1 to 1000: kinds that G draws; 1: off; see DCGAN
-PRIOR = "sphere"          # "normal", "sphere" (normal, one length) or low,high
-G_HIDDEN = 1024           # 1 to 65536 units in mlp's hidden layer; two: 256,512
-D_HIDDEN = 768            # 1 to 65536 units in mlp's hidden layer; two: 512,256
-CHANNELS = 32             # 1 to 4096: of a dcgan's outer stage; doubled inwards
-ACTIVATION = "relu"       # of mlp's hidden layers: "relu", "leaky_relu", "tanh"
-LEAK = 0.2                # 0.0 to 1.0: slope of leaky_relu below 0
+IMAGE_SIZE = 64           # pixels: side of a folder's images, or width,height
+AUGMENT = False           # D sees images shifted, mirrored, partly blanked; for
+                          # few photographs (G cannot learn which way they face)
+SEED = 0                  # same seed, same run (on a CPU)
+# Networks
+MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
+Z_SIZE = None             # length of the noise z; None: 14, for a dcgan 64
+CATEGORIES = None         # discrete latent categories that G learns by itself;
+                          # 1: off; None: 28, for a dcgan 1
+PRIOR = "sphere"          # of z: "normal", "sphere" (one length) or low,high
+G_HIDDEN = 1024           # units of an mlp's hidden layer; two layers: 256,512
+D_HIDDEN = 768            # more: sharper, slower
+CHANNELS = 32             # of a dcgan: filters by the image; doubled inwards
+ACTIVATION = "relu"       # of an mlp: "relu", "leaky_relu", "tanh"
+LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
-BATCH_NORM = False        # True, "G" (in G only) or False: in hidden layers
-AUGMENT = False           # True or False: D sees images altered; for few photos
-LOSS = "non-saturating"   # of G: "non-saturating" or "minimax" (slower)
-SMOOTH = 0.0              # 0.0 to 0.5: real images are labelled 1 - SMOOTH
-GRADIENT_PENALTY = 0.05   # 0.0 to 1e9: keeps D smooth; see DCGAN
-PENALTY_EVERY = 8         # 1 to 1000: iterations from one penalty to the next
-EPOCHS = 19               # 1 to 1000000: passes over the data, 100+ iterations
-BATCH_SIZE = 100          # 2 to 1000000: images per update, over all devices
-LEARNING_RATE = 0.004     # 1e-12 to 1e12: of Adam for D; see DCGAN
-G_RATE = 2.0              # 0.01 to 100: G's learning rate is so many times D's
-LR_DECAY = True           # True or False: rates fall to 0 over EPOCHS
-BETA_1 = 0.0              # 0.0 to 0.999999: Adam's decay of the mean gradient
-BETA_2 = 0.99             # 0.0 to 0.999999: Adam's decay of its mean square
-D_STEPS = 1               # 1 to 20: updates of D per iteration
-G_STEPS = 1               # 1 to 20: updates of G per iteration
-EMA = 0.999               # 0.0 to 0.9999999: decay of the average of G; 0: off
-EARLY_STOP = None         # None, or low,high: stop when D(G(z)) lies between
-GRID = 10                 # 1 to 64: pictures show GRID x GRID images
-SEED = 0                  # 0 to 2147483647; same seed, same run (on a CPU)
+BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
+# Losses
+LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (slower)
+SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
+GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier
+                          # None: 0.05, for a dcgan 0.1
+PENALTY_EVERY = 8         # lazily: every so many steps, that much heavier
+# Training
+EPOCHS = 19               # passes over the data, each of 100 iterations or more
+BATCH_SIZE = 100          # images per update, over all devices
+LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.0015
+G_RATE = 2.0              # G's learning rate is this times D's
+LR_DECAY = True           # learning rates fall to 0 over EPOCHS
+BETA_1 = 0.0              # Adam's decay of the mean gradient
+BETA_2 = 0.99             # Adam's decay of the mean squared gradient
+D_STEPS = 1               # updates of D per iteration
+G_STEPS = 1               # updates of G per iteration
+EMA = 0.999               # decay of the average of G's weights; 0: off
+EARLY_STOP = None         # low,high: stop when D(G(z)) lies between; None: off
+# Pictures and files
+GRID = 10                 # pictures show GRID x GRID images
 OUT = "samples"           # folder of the runs
-# A new run with MODEL=dcgan takes these instead; edit them here:
-DCGAN = {"Z_SIZE": 64, "CATEGORIES": 1,
-         "LEARNING_RATE": 0.0015, "GRADIENT_PENALTY": 0.1}
 # fmt: on
-# A comment is also the rule for its value: a quoted word, or a number "low to high".
-BLOCK = Path(__file__).read_text("utf-8").partition("# fmt: off\n")[2].partition("# fmt: on")[0]
-RULES = dict(re.findall(r"^([A-Z]\w*) = [^{\n]*?# (.*)", BLOCK, re.MULTILINE))
+
+# What None becomes, by MODEL.
+DEFAULTS = {
+    "mlp": {"Z_SIZE": 14, "CATEGORIES": 28, "LEARNING_RATE": 0.004, "GRADIENT_PENALTY": 0.05},
+    "dcgan": {"Z_SIZE": 64, "CATEGORIES": 1, "LEARNING_RATE": 0.0015, "GRADIENT_PENALTY": 0.1},
+}
 
 
 # ---- Networks ----
@@ -96,8 +112,9 @@ def noise_size():
 def stages(shape):
     """Return the shapes (H, W, C) of a dcgan's stages, from the image's own inwards."""
     shapes = [shape]
-    while shape[0] % 2 == shape[1] % 2 == 0 and min(shape[:2]) > 7:
-        shape = shape[0] // 2, shape[1] // 2, CHANNELS * 2 ** (len(shapes) - 1)
+    while min(shape[:2]) > 7:  # halve the sides, rounded up
+        channels = CHANNELS * 2 ** (len(shapes) - 1)
+        shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
         shapes.append(shape)
     return shapes
 
@@ -117,16 +134,18 @@ def build_generator(shape):
     x = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
-    if CATEGORIES > 1:  # the largest picks a kind, so G draws nothing between (arXiv:2006.04596)
-        kind = keras.ops.argmax(noise[:, Z_SIZE:], -1)
-        x = layers.Concatenate()([x, 3.0 * keras.ops.one_hot(kind, CATEGORIES)])
+    if CATEGORIES > 1:  # the largest picks one, so G draws nothing between (arXiv:2006.04596)
+        scores = noise[:, Z_SIZE:]
+        category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
+        x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
         *outer, first = stages(shape)
         x = layers.Dense(math.prod(first), kernel_initializer="he_normal")(x)
         x = layers.Reshape(first)(x)
-        for _, _, channels in reversed(outer):
+        for height, width, channels in reversed(outer):
             x = activate(x, "relu", BATCH_NORM)
             x = layers.Conv2DTranspose(channels, 5, 2, "same", kernel_initializer="he_normal")(x)
+            x = x[:, :height, :width]  # of odd sides, which were halved rounding up
         images = layers.Activation(OUTPUT)(x)
     else:
         for units in np.atleast_1d(G_HIDDEN).tolist():
@@ -181,21 +200,24 @@ def draw_noise(count, key):
     return tf.random.stateless_uniform(shape, seed, *PRIOR)
 
 
-def augment(images, key):
+def augment(images, key, purpose):
     """Return images [n, H, W, C] mirrored, shifted, partly blanked at random (arXiv:2006.10738)."""
     height, width = images.shape[1:3]
-    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), (SEED, key))
-    down, right, mirror, y, x = tf.unstack(draws)  # [n, 1] each, in 0..1; y, x: of the blank
+    seed = tf.random.fold_in(tf.stack([SEED, tf.cast(key, tf.int64)]), purpose)
+    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed)
+    down, right, mirror, top, left = tf.unstack(draws)  # [n, 1] each, in 0..1
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
-    # Rows and columns are moved by a product with ones and zeros.
+    # Rows and columns are moved by a product with ones and zeros; the rim is repeated.
     rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
     columns = tf.one_hot(tf.clip_by_value(columns, 0, width - 1), width)
     images = tf.einsum("nyh,nxw,nhwc->nyxc", rows, columns, images)
-    y = tf.abs(tf.range(height) / height - tf.cast(y, tf.float64)) < 0.25  # [n, H]
-    x = tf.abs(tf.range(width) / width - tf.cast(x, tf.float64)) < 0.25
-    return tf.where(y[:, :, None, None] & x[:, None, :, None], to_floats(127.5), images)
+    # The blank, in the middle grey, is half as high and wide as the image.
+    in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - top) < 0.25  # [n, H]
+    in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - left) < 0.25
+    blank = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+    return tf.where(blank, to_floats(127.5), images)
 
 
 def to_floats(pixels):
@@ -210,11 +232,19 @@ class FusedAdam(keras.optimizers.Adam):
     def update_step(self, gradient, variable, learning_rate):
         """Move the variable by its gradient, both of one shape."""
         index = self._get_variable_index(variable)
-        m, v = (slots[index].value.handle for slots in (self._momentums, self._velocities))
         step = tf.cast(self.iterations + 1, tf.float32)
-        rates = {"beta1": self.beta_1, "beta2": self.beta_2, "lr": learning_rate, "epsilon": 1e-7}
-        rates |= {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
-        tf.raw_ops.ResourceApplyAdam(var=variable.handle, m=m, v=v, grad=gradient, **rates)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=1e-7,
+            grad=gradient,
+        )
 
 
 class GAN:
@@ -258,9 +288,9 @@ class GAN:
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
             # The penalty doubles D's work, and does as well every few iterations, weighted more.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
-                self.iterate(batches[i], step + i, GRADIENT_PENALTY / 2 * PENALTY_EVERY)
+                self.step_everywhere(batches[i], step + i, GRADIENT_PENALTY / 2 * PENALTY_EVERY)
             else:
-                self.iterate(batches[i], step + i, 0.0)
+                self.step_everywhere(batches[i], step + i, 0.0)
             if EMA and (step + i) % EMA_EVERY == 0:
                 # The decay warms up, so that the first, random weights are soon forgotten.
                 warm_up = (step + i + 1) / (step + i + 10)
@@ -268,71 +298,70 @@ class GAN:
                 for average, value in zip(self.average.variables, self.generator.variables):
                     average.assign_add((1.0 - decay) * (value - average))
 
-    def iterate(self, batches, step, penalty_weight):
-        """Do an iteration on every replica and add its metrics to the epoch's sums."""
-        metrics = self.strategy.run(self.iterate_replica, (batches, step, penalty_weight))
+    def step_everywhere(self, *arguments):
+        """Do a train_step on every replica and add its metrics to the epoch's sums."""
+        metrics = self.strategy.run(self.train_step, arguments)
         metrics = self.strategy.reduce("MEAN", metrics, axis=None)
         self.sums.assign_add(tf.cast(metrics, tf.float64))
 
-    def iterate_replica(self, batches, step, penalty_weight):
-        """Do D_STEPS updates of D, then G_STEPS of G; return 1 and the METRICS of the last ones."""
+    def train_step(self, batches, step, penalty_weight):
+        """Update D D_STEPS times, then G G_STEPS times, on a replica; return 1 and the METRICS."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
-        updates = D_STEPS + G_STEPS - 1  # D's last update and G's first one share their fakes
-        first = step * updates * self.replicas + tf.cast(replica, tf.int64)
-        keys = [first + k * self.replicas for k in range(updates)]  # that no other update has
+        draws = D_STEPS + G_STEPS - 1  # of noise: D's last update and G's first share their fakes
 
-        for k in range(D_STEPS):
-            real = to_floats(batches[k, replica * size : (replica + 1) * size])
-            with tf.GradientTape() as tape:  # for G's update, below
-                fake = self.generator(draw_noise(size, keys[k]), training=True)
-            d_loss, *others = self.update_discriminator(real, fake, 3 * keys[k], penalty_weight)
+        for draw in range(D_STEPS):
+            key = self.noise_key(step, draw, draws)
+            real = to_floats(batches[draw, replica * size : (replica + 1) * size])
+            with tf.GradientTape() as g_tape:
+                fake = self.generator(draw_noise(size, key), training=True)
+            with tf.GradientTape() as d_tape:
+                with tf.GradientTape() as slope_tape:
+                    slope_tape.watch([real, fake])
+                    # Two passes, so that batch normalisation never mixes real images with fakes.
+                    real_logits = self.judge(real, key, 0)
+                    fake_logits = self.judge(fake, key, 1)
+                d_loss = discriminator_loss(real_logits, fake_logits)
+                penalty = 0.0  # on D's slopes at the images; keeps D smooth (arXiv:1801.04406)
+                if penalty_weight:
+                    slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
+                    real_penalty, fake_penalty = [tf.reduce_sum(s**2) / size for s in slopes]
+                    penalty = penalty_weight * (real_penalty + fake_penalty)
+                penalized_loss = d_loss + penalty
+            self.update(self.discriminator, self.d_optimizer, d_tape, penalized_loss)
 
-        for k in range(D_STEPS - 1, updates):
-            if k >= D_STEPS:
-                with tf.GradientTape() as tape:
-                    fake = self.generator(draw_noise(size, keys[k]), training=True)
-            with tape:  # records on: the fakes are now judged by the updated D
-                g_loss = generator_loss(self.judge(fake, 3 * keys[k] + 2))
-            self.descend(tape, g_loss, self.generator, self.g_optimizer)
-        return tf.stack((1.0, d_loss, g_loss, *others))
+        for draw in range(D_STEPS - 1, draws):
+            key = self.noise_key(step, draw, draws)
+            if draw >= D_STEPS:  # G's second update, or a later one, makes its own fakes
+                with tf.GradientTape() as g_tape:
+                    fake = self.generator(draw_noise(size, key), training=True)
+            with g_tape:  # goes on recording: D, just updated, judges the fakes
+                g_loss = generator_loss(self.judge(fake, key, 2))
+            self.update(self.generator, self.g_optimizer, g_tape, g_loss)
 
-    def judge(self, images, key):
+        correct = tf.cast(tf.concat([real_logits > 0, fake_logits < 0], 0), tf.float32)
+        judgements = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), correct
+        return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])
+
+    def noise_key(self, step, draw, draws):
+        """Return the number of this replica's draw, counted over all steps, draws and replicas."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return (step * draws + draw) * self.replicas + tf.cast(replica, tf.int64)
+
+    def judge(self, images, key, purpose):
         """Return D's logits [n, 1] for images [n, H, W, C], with AUGMENT for altered ones."""
-        return self.discriminator(augment(images, key) if AUGMENT else images, training=True)
+        images = augment(images, key, purpose) if AUGMENT else images
+        return self.discriminator(images, training=True)
 
-    def update_discriminator(self, real, fake, key, penalty_weight):
-        """Update D on images [n, H, W, C]; return its loss, D(x), D(G(z)) and accuracy."""
-        with tf.GradientTape() as tape:
-            # Two passes, so that batch normalisation never mixes real images with fakes.
-            real_logits, real_penalty = self.logits_and_penalty(real, key, penalty_weight)
-            fake_logits, fake_penalty = self.logits_and_penalty(fake, key + 1, penalty_weight)
-            d_loss = discriminator_loss(real_logits, fake_logits)
-            loss = d_loss + penalty_weight * (real_penalty + fake_penalty)
-        self.descend(tape, loss, self.discriminator, self.d_optimizer)
-        correct = tf.concat((real_logits > 0, fake_logits < 0), 0)
-        means = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), tf.cast(correct, tf.float32)
-        return d_loss, *map(tf.reduce_mean, means)
-
-    def logits_and_penalty(self, images, key, wanted):
-        """Return D's logits [n, 1] and, if wanted, their mean squared gradient at the images."""
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            logits = self.judge(images, key)
-        if not wanted:
-            return logits, 0.0
-        slopes = tape.gradient(logits, images)  # small ones keep D smooth (arXiv:1801.04406)
-        return logits, tf.reduce_sum(tf.square(slopes)) / tf.cast(len(images), tf.float32)
-
-    def descend(self, tape, loss, network, optimizer):
-        """Let the optimizer lower the loss, recorded by tape, by changing the network."""
+    def update(self, network, optimizer, tape, loss):
+        """Change the network so that the loss, recorded by the tape, gets smaller."""
         variables = network.trainable_variables
         share = tf.constant(1.0 / self.replicas)  # as the optimizer adds up all replicas' gradients
-        optimizer.apply_gradients(zip(tape.gradient(loss, variables, share), variables))
+        gradients = tape.gradient(loss, variables, output_gradients=share)
+        optimizer.apply_gradients(zip(gradients, variables))
 
 
 # ---- Data: every source becomes one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3) ----
-# ruff: noqa: BLE001, SIM115 - damaged files raise nearly anything
 MNIST_FILE = "train-images-idx3-ubyte.gz"
 MNIST_SHA256 = "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
 MIRRORS = (
@@ -341,8 +370,6 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 SILENCE = 10  # seconds
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-FORMATS = "PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"  # PostScript would run another program
 
 
 class Problem(Exception):
@@ -354,45 +381,56 @@ def tell(message):
     print("gan.py:", " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
+last_progress = [time.monotonic()]  # when a line was last printed
+
+
 def show_progress(text):
-    """Show text in the terminal's last line, until something else is printed there."""
-    if sys.stdout.isatty():
-        print(f"{text:78}", end="\r", flush=True)
+    """Show text in the terminal's last line; elsewhere, as in a log file, a line a minute."""
+    if sys.stdout and sys.stdout.isatty():
+        width = min(78, shutil.get_terminal_size().columns - 1)
+        print(f"{text[:width]:{width}}", end="\r", flush=True)
+    elif time.monotonic() - last_progress[0] > 60:
+        last_progress[0] = time.monotonic()
+        print(text, flush=True)
 
 
 def load_images():
-    """Return (name, images) of DATA, or of "digits" for want of MNIST. Raises Problem."""
+    """Return (name, images) of DATA, or of "digits" if MNIST fails. Raises Problem."""
     if DATA == "mnist":
         try:
             return DATA, load_mnist()
         except ConnectionError as error:
             print(f"{'!' * 78}\n{error}\nThis run takes DRAWN DIGITS instead.\n{'!' * 78}\n")
-            globals().update(DATA="digits")
-    if DATA == "digits":
-        return DATA, draw_digits(20000)
+    if DATA in ("mnist", "digits"):
+        return "digits", draw_digits(20000)
     path = Path(DATA)
     if not path.exists():
         raise Problem(f'DATA={DATA}: no such file or folder, nor "mnist" or "digits"')
-    files = filter(Path.is_file, (path, *sorted(path.glob("*train-images*idx3-ubyte*"))))
-    file = next(files, None)
-    return path.stem, read_file(file) if file else read_folder(path)
+    if path.is_file():
+        return path.stem, read_file(path)
+    for folder in (path, path / "raw", path / "MNIST" / "raw"):  # as torchvision keeps it
+        for file in sorted(folder.glob("*train-images*idx3-ubyte*")):
+            return path.stem, read_file(file)
+    return path.stem, read_folder(path)
 
 
 def load_mnist():
     """Return MNIST's images from Keras' cache, else from the web. Raises ConnectionError."""
     home, reasons = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras"), []
     socket.setdefaulttimeout(SILENCE)  # else a silent mirror is waited for
+
+    def download(mirror):
+        url = mirror + MNIST_FILE
+        return keras.utils.get_file(None, url, file_hash=MNIST_SHA256, cache_dir=home)
+
     for source in ("mnist.npz", *MIRRORS):
-        file = home / "datasets" / source
         try:
-            if source in MIRRORS:
-                url = source + MNIST_FILE
-                file = keras.utils.get_file(None, url, file_hash=MNIST_SHA256, cache_dir=home)
-            return read_file(file)
+            in_cache = source == "mnist.npz"
+            return read_file(home / "datasets" / source if in_cache else download(source))
         except Exception as error:
             reasons.append(f"    {source}: {error}\n")
     advice = f"Put {MNIST_FILE}, from any mirror, into {home / 'datasets'}"
-    raise ConnectionError(f"MNIST could not be had:\n{''.join(reasons)}{advice}")
+    raise ConnectionError(f"MNIST failed to load:\n{''.join(reasons)}{advice}")
 
 
 def draw_digits(count):
@@ -421,10 +459,7 @@ def read_file(path):
         if head == b"\x93NUMPY":
             return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
         if head[:2] == b"PK":
-            with np.load(path, allow_pickle=False) as arrays:
-                names = (name for name in ("x_train", "images", *arrays) if name in arrays)
-                fitting = (array for array in map(arrays.get, names) if np.ndim(array) in (3, 4))
-                return as_images(next(fitting, np.empty(0)))
+            return read_npz(path)
         with gzip.open(path) if head[:2] == b"\x1f\x8b" else open(path, "rb") as file:
             content = file.read()
         if content[:3] != b"\0\0\x08":  # IDX of unsigned bytes, as MNIST
@@ -435,14 +470,30 @@ def read_file(path):
         raise Problem(f"{path} cannot be used: {error}") from None
 
 
+def read_npz(path):
+    """Return x_train, images, or else the first images in an .npz file. Raises ValueError."""
+    reason = "it is empty"
+    with np.load(path, allow_pickle=False) as arrays:
+        for name in ("x_train", "images", *arrays):
+            if name in arrays and not Path(name).suffix:  # else of a zip of anything
+                try:
+                    return as_images(arrays[name])
+                except ValueError as error:  # labels, or an array of objects
+                    reason = f"{name}: {error}"
+    raise ValueError(f"no images in it ({reason}); a zip of pictures: unpack it first")
+
+
 def as_images(array):
     """Return array [N, H, W], [N, H, W, C] or [N, C, H, W] as images, numbers scaled to 0..255."""
+    if array.ndim == 2 and math.isqrt(array.shape[1]) ** 2 == array.shape[1] > 1:  # flat squares
+        array = array.reshape(len(array), math.isqrt(array.shape[1]), -1)
     array = array[..., np.newaxis] if array.ndim == 3 else array
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = np.moveaxis(array, 1, 3)  # PyTorch's order
     if array.ndim != 4 or array.shape[3] not in (1, 3) or array.size == 0:
         raise ValueError(f"its shape is {array.shape}, not [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
-    if array.dtype == np.uint8:
+    some = array[:: max(1, len(array) // 1000)]  # of a file that may be large
+    if array.dtype == np.uint8 and some.max() >= 128:
         return array
     low, high = np.float64(array.min()), np.float64(array.max())
     if array.dtype.kind in "iu" and low >= 0 and 128 <= high <= 255:
@@ -455,48 +506,85 @@ def as_images(array):
     return images
 
 
+def find_pictures(folder):
+    """Return the picture files below folder, sorted; say how many other files there are."""
+    found, left_out, types = [], Counter(), picture_types()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name != "__MACOSX" and name[0] != "."]
+        if "epoch-000.png" in names:  # a run of ours: its pictures are no data
+            folders.clear()
+            continue
+        for path in (Path(place, name) for name in names if name[0] != "."):
+            if path.suffix.lower() in types:
+                found.append(path)
+            else:
+                left_out[path.suffix.lower() or path.name] += 1
+    if left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(9))
+        print(f"left out: {kinds}")
+    return sorted(found)
+
+
+def picture_types():
+    """Return {suffix: format} of what Pillow reads by itself: PostScript runs another program."""
+    types = Image.registered_extensions().items()
+    return {suffix: name for suffix, name in types if name in Image.OPEN and name != "EPS"}
+
+
 def read_folder(folder):
-    """Return the images below folder, as squares. Raises Problem."""
-    runs = {file.parent for file in folder.rglob("epoch-000.png")}  # our own pictures are no data
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
-    files = sorted(file for file in files if file.is_file() and runs.isdisjoint(file.parents))
-    images, good = np.empty((len(files), IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), []
+    """Return the images below folder, cropped to IMAGE_SIZE. Raises Problem."""
+    width, height = np.broadcast_to(IMAGE_SIZE, 2).tolist()
+    files = find_pictures(folder)
+    images, good = np.empty((len(files), height, width, 3), np.uint8), []
+
+    def read(number):
+        try:
+            images[number] = read_picture(files[number], (width, height))
+            return True
+        except Exception as error:  # damaged files raise nearly anything
+            tell(f"warning: skipped {files[number]}: {error}")
+            return False
+
     with ThreadPool() as pool:
-        for usable in pool.imap(read_picture, zip(files, images), chunksize=10):
+        for usable in pool.imap(read, range(len(files)), chunksize=10):
             good.append(usable)
             show_progress(f"reading images: {len(good):,} of {len(files):,}")
     if not any(good):
-        raise Problem(f"DATA={DATA}: no usable image ({' '.join(PICTURES)}) in this folder")
+        raise Problem(f"DATA={DATA}: no picture in this folder that can be read")
     images = images if all(good) else images[good]
     grey = all((image == image[..., :1]).all() for image in images)
     return np.ascontiguousarray(images[..., :1]) if grey else images
 
 
-def read_picture(pair):
-    """Read the file of pair = (file, pixels [H, W, 3]) into the pixels; return if that worked."""
-    file, pixels = pair
-    side = pixels.shape[:2]
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
-            picture.draft("RGB", side)  # a large JPEG is decoded at part size
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode[0] == "I":  # 16 bits, which Pillow would clip
-                picture = Image.fromarray(np.uint8(np.asarray(picture) // 257))
-            if picture.has_transparency_data:
-                picture = ImageOps.fit(picture.convert("RGBA"), side)
-                picture = Image.alpha_composite(Image.new("RGBA", side, "black"), picture)
-            pixels[:] = ImageOps.fit(picture.convert("RGB"), side)
-        return True
-    except Exception as error:
-        tell(f"warning: skipped {file}: {error}")
-        return False
+def read_picture(file, size):
+    """Return the pixels [H, W, 3], uint8, of a picture file cropped and scaled to size (W, H)."""
+    with Image.open(file, formats=tuple(picture_types().values())) as picture:
+        picture.draft("RGB", size)  # a large JPEG is decoded at part size
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode[0] in "IF":  # wide numbers, which Pillow would clip
+            picture = Image.fromarray(narrow(np.asarray(picture)))
+        if picture.has_transparency_data:
+            picture = ImageOps.fit(picture.convert("RGBA"), size)
+            grey, alpha = np.float64(picture.convert("LA")).transpose(2, 0, 1)
+            dark = (grey * alpha).sum() < 96 * alpha.sum()  # would not show on black
+            behind = Image.new("RGBA", size, "white" if dark else "black")
+            picture = Image.alpha_composite(behind, picture)
+        return np.asarray(ImageOps.fit(picture.convert("RGB"), size))
+
+
+def narrow(numbers):
+    """Return numbers of 0..1, or of 8, 12 or 16 bits, as uint8; others stretched to 0..255."""
+    low, high = np.float64(numbers.min()), np.float64(numbers.max())
+    ends = [end for end in (1, 255, 4095, 65535) if high <= end]
+    low, high = (0, ends[0]) if low >= 0 and ends else (low, high)
+    return np.uint8(np.rint((numbers - low) * (255 / (high - low or 1))))
 
 
 # ---- Runs: each has its folder of pictures, figures and checkpoints, from which it can go on ----
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 # What a resumed run cannot change.
-FIXED = ["DATA", "IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "CATEGORIES", "PRIOR", "G_HIDDEN"]
+FIXED = ["IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "CATEGORIES", "PRIOR", "G_HIDDEN"]
 FIXED += ["D_HIDDEN", "CHANNELS", "OUTPUT", "BATCH_NORM", "GRID"]
 
 
@@ -507,9 +595,26 @@ def write(path, save):
         save(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+said_open = set()  # kinds of files that another program was told to have open
+
+
+def replace(temporary, path):
+    """Rename temporary to path. On Windows another program may have that open: then wait for it."""
+    for _ in range(10):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(0.1)
+    if path.suffix not in (".png", ".csv", ".gif"):  # those will be made anew
+        return os.replace(temporary, path)
+    if path.suffix not in said_open:
+        tell(f"warning: {path} is open in another program and was not replaced; training goes on")
+        said_open.add(path.suffix)
 
 
 def make_folder(name):
@@ -527,18 +632,32 @@ def make_folder(name):
 
 
 def lock(folder):
-    """Return what keeps other processes out of the run until it is closed. Raises Problem."""
-    database = sqlite3.connect(folder / "lock", timeout=0)  # its lock ends with the process
+    """Return an open file whose lock keeps other processes out of the run. Raises Problem."""
     try:
-        database.execute("BEGIN EXCLUSIVE")
-        return database
-    except sqlite3.OperationalError:
+        file = open(folder / "lock", "ab")
+    except OSError as error:
+        tell(f"warning: {error}; do not train this run twice at the same time")
+        return contextlib.nullcontext()
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
         raise Problem(f"{folder} is in use by another process") from None
+    except (OSError, ImportError) as error:  # a disk, or a Python, without locks
+        tell(f"warning: no lock ({error}); do not train this run twice at the same time")
+    return file
 
 
 def open_run(run, out):
     """Return (folder, settings) of the run, or if it is None of the newest one in out."""
-    files = [Path(run, "settings.json")] if run else Path(out).glob("*/settings.json")
+    files = [Path(run, "settings.json")] if run else Path(out).expanduser().glob("*/settings.json")
     file = max(filter(Path.is_file, files), key=os.path.getmtime, default=None)
     if not file:
         raise Problem(f"{run or out}: no run there yet (no settings.json)")
@@ -546,7 +665,7 @@ def open_run(run, out):
         saved = {"CATEGORIES": 1} | json.loads(file.read_text())  # early runs had no CATEGORIES
     except (ValueError, TypeError) as error:
         raise Problem(f"{file} cannot be used: {error}") from None
-    return file.parent, {name: saved[name] for name in RULES if name in saved}
+    return file.parent, {name: saved[name] for name in SETTINGS if name in saved}
 
 
 def save_checkpoint(folder, gan):
@@ -556,7 +675,7 @@ def save_checkpoint(folder, gan):
     file = folder / "checkpoint" / f"step-{gan.step:09}.npz"
     file.parent.mkdir(exist_ok=True)
     write(file, lambda temporary: np.savez(temporary, *values))
-    for old in sorted(file.parent.glob("step-*.npz"), key=os.path.getmtime)[:-3]:
+    for old in sorted(file.parent.glob("step-*.npz"))[:-3]:
         old.unlink()
 
 
@@ -570,9 +689,15 @@ def restore(gan, folder):
         except Exception as error:
             tell(f"warning: {file} is damaged ({error}); going back to the one before")
             continue
-        if tuple(shape) != gan.data_shape:
-            raise Problem(f"DATA={DATA} is now {gan.data_shape}, and was {tuple(shape.tolist())}")
-        for variable, value in zip(gan.variables(), values, strict=True):
+        count, *size = shape.tolist()
+        if tuple(size) != gan.data_shape[1:]:
+            raise Problem(
+                f"DATA={DATA}: its images are {gan.data_shape[1:]}, and were {tuple(size)}"
+            )
+        if count != gan.data_shape[0]:
+            tell(f"DATA={DATA} has {gan.data_shape[0]:,} images now, and had {count:,}")
+        # Backwards, as without EMA the average is the generator, whose own weights come first.
+        for variable, value in reversed(list(zip(gan.variables(), values, strict=True))):
             variable.assign(value)
         gan.rows, (gan.epoch, gan.position, gan.step) = rows.tolist(), counters.tolist()
         return
@@ -582,6 +707,8 @@ def restore(gan, folder):
 
 # ---- Pictures ----
 FONT = ImageFont.load_default(14)
+# Keys of draw_noise, beside training's, which are 0 and above.
+PICTURES_KEY, SAMPLE_KEY, WALK_KEY = -1, -3, -4
 
 
 def to_pixels(floats):
@@ -645,7 +772,8 @@ def plot(rows):
 
 def save_history(folder):
     """Write training.gif and, of the first rows of some epochs, progress.png."""
-    files = sorted(folder.glob("epoch-*.png"), key=lambda file: int(file.stem[6:]))
+    names = {file: re.fullmatch(r"epoch-(\d+)\.png", file.name) for file in folder.iterdir()}
+    files = sorted((file for file in names if names[file]), key=lambda file: int(names[file][1]))
     files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 100, dtype=int))]
     frames, rows, font = [], [], ImageFont.load_default(24)
     for file in files:
@@ -653,7 +781,8 @@ def save_history(folder):
         ImageDraw.Draw(picture).text((120, 12), f"epoch {int(file.stem[6:])}", 0, font, "ra")
         frames.append(picture.reduce(picture.width // 350).quantize(64))
         rows.append(picture.crop((0, 0, picture.width, picture.height // GRID)))
-    some = rows[:: -math.ceil(len(rows) / 11)][::-1]  # with the last one
+    every = math.ceil(len(rows) / 11)
+    some = rows[(len(rows) - 1) % every :: every]  # with the last one
     times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
     options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
     write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
@@ -662,7 +791,7 @@ def save_history(folder):
 
 # ---- Training ----
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
-ROW = "{epoch:4.0f}/{0:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
+ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 COLLAPSE = "   ! mode collapse, G makes one image again and again: try GRADIENT_PENALTY=1"
 OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: try GRADIENT_PENALTY=1"
@@ -676,7 +805,7 @@ def pixel_spread(images):
 
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
-    noise = draw_noise(max(256, GRID**2), -1)  # -1: a key that no iteration has
+    noise = draw_noise(max(256, GRID**2), PICTURES_KEY)
     real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0
     installed, said = importlib.util.find_spec("tensorboard"), set()
     board = tf.summary.create_file_writer(str(folder)) if installed else None
@@ -705,7 +834,7 @@ def train(gan, images, folder, signals):
                     tf.summary.scalar(name, row[name])
                 tf.summary.image("samples", np.atleast_3d(picture)[np.newaxis])
             board.flush()
-        print(ROW.format(EPOCHS, **row))
+        print(ROW.format(epochs=EPOCHS, **row))
         if gan.epoch == first < EPOCHS:
             left = (EPOCHS - first) * gan.iterations * D_STEPS * BATCH_SIZE / speed
             print(f"          about {left:,.0f} seconds to go")
@@ -763,56 +892,109 @@ def save_epoch(gan, folder, picture):
 
 
 # ---- Command line ----
-def parse_setting(argument):
-    """Return (name, value) of NAME=value, whose value is a literal or else a text."""
-    name, _, value = argument.partition("=")
-    value = os.path.expanduser(value)  # which zsh leaves to us
-    if name == "DATA" and value not in ("mnist", "digits", ""):
-        value = os.path.abspath(value)  # to resume from anywhere
-    try:
-        return name, value if name in ("DATA", "OUT") else ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+SEVERAL = {"G_HIDDEN": "256,512", "D_HIDDEN": "512,256", "IMAGE_SIZE": "width,height"}
+RANGES = "PRIOR", "EARLY_STOP"
+# fmt: off
+CHOICES = {
+    "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),
+    "ACTIVATION": ("relu", "leaky_relu", "tanh"), "LOSS": ("non-saturating", "minimax"),
+    "BATCH_NORM": (True, "G", False), "AUGMENT": (True, False), "LR_DECAY": (True, False),
+    "EARLY_STOP": (None,),
+}
+LIMITS = {  # the least and the greatest number; where these are whole, it is, too
+    "IMAGE_SIZE": (2, 1024), "SEED": (0, 2**31 - 1), "Z_SIZE": (1, 65536), "CATEGORIES": (1, 1000),
+    "G_HIDDEN": (1, 65536), "D_HIDDEN": (1, 65536), "CHANNELS": (1, 4096), "LEAK": (0.0, 1.0),
+    "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9), "PENALTY_EVERY": (1, 1000),
+    "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6), "LEARNING_RATE": (1e-12, 1e12),
+    "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 0.999999), "BETA_2": (0.0, 0.999999),
+    "D_STEPS": (1, 20), "G_STEPS": (1, 20), "EMA": (0.0, 0.9999999), "GRID": (1, 64),
+}
+# fmt: on
+SETTINGS = ["DATA", "OUT", *LIMITS, *CHOICES]
+
+
+def takes(name):
+    """Return in words what the setting of that name can be."""
+    words = [str(choice) for choice in CHOICES.get(name, ["a path"])]
+    if name in LIMITS:
+        low, high = LIMITS[name]
+        words = [f"{'a whole number' if isinstance(low, int) else 'a number'}, {low} to {high}"]
+    if name in RANGES:
+        words.append("low,high")
+    if name in SEVERAL:
+        words.append(SEVERAL[name])
+    return " or ".join(words)
 
 
 def accepts(name, value):
-    """Return whether the setting of that name can have that value, by the rule in its comment."""
-    rule, numbers = RULES[name], value if isinstance(value, tuple) else (value,)
+    """Return whether the setting of that name can have that value."""
     if name in ("DATA", "OUT"):
         return isinstance(value, str) and value != ""
-    if str(value) in re.findall(r'(?<=")[\w-]+(?=")|True|False|None', rule):
+    if any(type(value) is type(choice) and value == choice for choice in CHOICES.get(name, [])):
         return True
-    kinds = (int,) if re.match(r"\d+ to", rule) else (int, float)
-    if not numbers or not all(type(number) in kinds for number in numbers):
+    low, high = LIMITS.get(name, (-math.inf, math.inf))
+    kinds = [int] if isinstance(low, int) else [int, float]
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(type(number) in kinds and low <= number <= high for number in numbers):
         return False
-    if "low,high" in rule:
+    if name in RANGES:
         return len(numbers) == 2 and numbers[0] < numbers[1]
-    low, high = map(float, re.match(r"(\S+) to ([\d.e]+)|", rule).groups("nan"))
-    fitting = len(numbers) == 1 or bool(re.search(r"\d,\d", rule))
-    return fitting and all(low <= number <= high for number in numbers)
+    if isinstance(value, tuple):
+        return name in SEVERAL and len(numbers) >= 2
+    return name in LIMITS
+
+
+def parse_setting(word):
+    """Return (name, value) of NAME=value, whose value is a literal or else a text."""
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise Problem(f"{word}: a setting is written NAME=value, with no spaces around =")
+    if name not in SETTINGS:
+        raise Problem(f"no setting {name}; see --help")
+    value = text
+    if name not in ("DATA", "OUT"):
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(text)
+    value = tuple(value) if isinstance(value, list) else value
+    if not accepts(name, value):
+        raise Problem(f"{word}: it must be {takes(name)}")
+    return name, value
+
+
+def current_settings():
+    """Return the value of every setting by its name."""
+    return {name: globals()[name] for name in SETTINGS}
 
 
 def change_settings(changes):
     """Set the settings to these, and check all of them. Raises Problem for a bad one."""
-    if unknown := changes.keys() - RULES:
-        raise Problem(f"no setting {', '.join(unknown)}; see --help")
-    for name, rule in RULES.items():
-        value = changes.get(name, globals()[name])
-        value = globals()[name] = tuple(value) if isinstance(value, list) else value
+    globals().update(changes)
+    for name, default in DEFAULTS.get(MODEL, {}).items():
+        globals()[name] = default if globals()[name] is None else globals()[name]
+    for name, value in current_settings().items():
+        value = tuple(value) if isinstance(value, list) else value
         if not accepts(name, value):
-            whole = "a whole number, " if re.match(r"\d+ to", rule) else ""
-            raise Problem(f"{name}={value!r} will not do; it takes {whole}{rule}")
+            raise Problem(f"{name}={value!r}: it must be {takes(name)}")
+        if name in ("DATA", "OUT"):
+            value = os.path.expanduser(value)
+        if name == "DATA" and value not in ("mnist", "digits"):
+            value = os.path.abspath(value)  # to resume from anywhere
+        globals()[name] = value
 
 
 def describe(name, images, gan, folder):
     """Print what is going to be trained, on what."""
     count, height, width, channels = images.shape
-    kind, gpus = "grey" if channels == 1 else "RGB", len(tf.config.list_logical_devices("GPU"))
-    print(f"data           {name}: {count:,} {kind} images, {width} x {height}")
+    colour, gpus = "grey" if channels == 1 else "RGB", len(tf.config.list_logical_devices("GPU"))
+    print(f"data           {name}: {count:,} {colour} images, {width} x {height}")
     for network in (gan.generator, gan.discriminator):
         print(f"{network.name:14} {network.count_params():,} parameters")
     print(f"device         {f'{gpus} GPU' if gpus else 'CPU'}, replicas: {gan.replicas}")
     print(f"training       {EPOCHS} epochs of {gan.iterations:,} iterations")
+    print(f"rates          D {LEARNING_RATE:g}, G {LEARNING_RATE * G_RATE:g}", end="; ")
+    print(f"penalty {GRADIENT_PENALTY:g}, noise {Z_SIZE}, categories {CATEGORIES}")
+    if np.ptp(images[:: max(1, count // 1000)]) < 26:
+        print("note           these images hardly differ from one plain colour; is that right?")
     if channels == 3 and MODEL == "mlp":
         print("note           an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
     elif channels == 3 and count < 2000 and not AUGMENT:
@@ -822,14 +1004,13 @@ def describe(name, images, gan, folder):
 
 def run(resume, run_folder, changes):
     """Train a new run or go on with one; return the exit status. Raises Problem."""
+    folder = None
     if resume:
         folder, settings = open_run(run_folder, changes.get("OUT", OUT))
         change_settings(settings)
         for name in FIXED:
             if changes.get(name, globals()[name]) != globals()[name]:
                 raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
-    elif changes.get("MODEL", MODEL) == "dcgan":
-        changes = DCGAN | changes
     change_settings(changes)
     strategy = None
     if "TF_CONFIG" in os.environ:
@@ -837,21 +1018,31 @@ def run(resume, run_folder, changes):
     elif len(tf.config.list_physical_devices("GPU")) > 1:
         strategy = tf.distribute.MirroredStrategy()
     name, images = load_images()
-    count, most = len(images), max(2, len(images) // D_STEPS)
+    if resume and name == "digits" != DATA:
+        raise Problem(f"DATA={DATA} failed to load, so this run cannot go on")
+    globals().update(DATA="digits" if name == "digits" else DATA)
+    devices = strategy.num_replicas_in_sync if strategy else 1
+    most = max(2, len(images) // D_STEPS)
     if BATCH_SIZE > most:
-        raise Problem(f"only {count} images, but BATCH_SIZE={BATCH_SIZE}: try BATCH_SIZE={most}")
-    gan = GAN(images, strategy)
-    if resume:
-        restore(gan, folder)
+        raise Problem(
+            f"only {len(images)} images, but BATCH_SIZE={BATCH_SIZE}: try BATCH_SIZE={most}"
+        )
+    if BATCH_SIZE % devices:
+        even = math.ceil(BATCH_SIZE / devices) * devices
+        raise Problem(
+            f"{devices} devices cannot share BATCH_SIZE={BATCH_SIZE}: try BATCH_SIZE={even}"
+        )
+    gan, saved_in = GAN(images, strategy), folder
     if not gan.strategy.extended.should_checkpoint:  # another worker keeps the run
         scratch = tempfile.TemporaryDirectory()
         folder, sys.stdout = Path(scratch.name), open(os.devnull, "w")
-    elif not resume:
-        folder = make_folder(name)
-    with contextlib.closing(lock(folder)):
+    folder = folder or make_folder(name)
+    with lock(folder):
+        if resume:
+            restore(gan, saved_in)
         for leftover in folder.rglob("tmp-*"):  # of a killed process
             leftover.unlink()
-        text = json.dumps({name: globals()[name] for name in RULES}, indent=1)
+        text = json.dumps(current_settings(), indent=1)
         write(folder / "settings.json", lambda temporary: temporary.write_text(text))
         describe(name, images, gan, folder)
         return train_run(gan, images, folder)
@@ -860,7 +1051,9 @@ def run(resume, run_folder, changes):
 def train_run(gan, images, folder):
     """Train in the run's folder, to the end or until Ctrl-C; return the exit status."""
     signals, began = [], time.perf_counter()
-    command = f"python gan.py --resume --run {shlex.quote(folder.as_posix())}"
+    windows = os.name == "nt"  # whose quotes are double ones
+    quoted = f'"{folder}"' if windows else shlex.quote(str(folder))
+    command = f"python gan.py --resume --run {quoted}"
 
     def stop(number, _):  # training ends after the chunk at hand, or at a second signal at once
         signals.append(number)
@@ -889,8 +1082,8 @@ def train_run(gan, images, folder):
 
 def sample(count, run_folder, changes):
     """Save count new images of a run's generator; return the exit status. Raises Problem."""
-    if count < 1 or changes.keys() - {"SEED", "OUT"}:
-        raise Problem("--sample takes a number of images above 0, and no settings but SEED and OUT")
+    if count < 1 or changes.keys() - {"SEED", "OUT", "GRID"}:
+        raise Problem("--sample takes a number above 0, and of the settings SEED, OUT and GRID")
     folder, settings = open_run(run_folder, changes.get("OUT", OUT))
     change_settings(settings | changes)
     file, generated = folder / "generator.keras", folder / "generated"
@@ -899,36 +1092,46 @@ def sample(count, run_folder, changes):
     except Exception as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     generated.mkdir(exist_ok=True)
-    for old in generated.glob("*.png"):
-        old.unlink()  # of an older call: these do not mix
+    for old in generated.glob("[0-9]" * 5 + "*.png"):
+        if old.stem.isdecimal():  # of an older call, not a user's own: these do not mix
+            old.unlink()
     for start in range(0, count, 500):
-        images = generate(generator, draw_noise(500, -3 - start))[: count - start]
+        images = generate(generator, draw_noise(500, SAMPLE_KEY - start))[: count - start]
         for i, image in enumerate(images, start):
             Image.fromarray(np.squeeze(image)).save(generated / f"{i:05}.png")
-    write(folder / "grid.png", tile(generate(generator, draw_noise(GRID**2, -3)), GRID).save)
-    ends = draw_noise(20, -4).numpy().reshape(2, 10, -1)
-    kinds = np.arange(10)[:, np.newaxis] % CATEGORIES == np.arange(ends.shape[2] - Z_SIZE)
-    ends[:, :, Z_SIZE:] = kinds  # a row walks from one z to another in one kind
+    write(
+        folder / "grid.png", tile(generate(generator, draw_noise(GRID**2, SAMPLE_KEY)), GRID).save
+    )
+    ends = draw_noise(20, WALK_KEY).numpy().reshape(2, 10, -1)
+    if CATEGORIES > 1:  # a row walks from one z to another in one category
+        ends[:, :, Z_SIZE:] = np.eye(CATEGORIES)[np.arange(10) % CATEGORIES]
     walks = np.linspace(*ends, 10, axis=1).reshape(100, -1)
     write(folder / "interpolation.png", tile(generate(generator, walks), 10).save)
     print(f"{count:,} images in {generated}; see also grid.png and interpolation.png in {folder}")
     return 0
 
 
+def help_text():
+    """Return the docstring and the settings as they stand in this file."""
+    source = Path(__file__).read_text("utf-8")
+    block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
+    return f"{__doc__}\nSettings, with their defaults:\n\n{block}"
+
+
 def main(arguments=None):
     """Run the command line, or these words; return the exit status: 2 bad input, 1 broken later."""
-    parser = argparse.ArgumentParser(
-        description=f"{__doc__}\nsettings, with their defaults:\n\n{BLOCK}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("settings", nargs="*", metavar="NAME=value")
+    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sample", type=int, metavar="N")
     parser.add_argument("--run", metavar="FOLDER")
     options = parser.parse_intermixed_args(arguments)
-    defaults = {name: globals()[name] for name in RULES}
+    before = current_settings()
     try:
-        globals().update([parse_setting(f"DATA={DATA}")])  # as edited above
+        if options.help:
+            print(help_text())
+            return 0
         changes = dict(map(parse_setting, options.settings))
         if options.sample is not None:
             return sample(options.sample, options.run, changes)
@@ -940,10 +1143,12 @@ def main(arguments=None):
         tell(error)
         return 1
     finally:
-        globals().update(defaults)  # what was set is for one run
+        globals().update(before)  # what was set is for one run
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends the process
-    sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    sys.exit(main())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
+    pasted = "__file__" not in globals()  # into a notebook's cell: the words are the notebook's
+    if status := main([] if pasted else None):
+        sys.exit(status)

@@ -149,7 +149,7 @@ def recipes(options):
     nets = "the nets of TensorFlow's DCGAN tutorial"
     generator, discriminator = tutorial_networks()
     theirs = "MODEL=dcgan Z_SIZE=100 CATEGORIES=1 OUTPUT=tanh GRADIENT_PENALTY=0 EMA=0"
-    defaults = {name: vars(gan)[name] for name in gan.RULES}
+    defaults = {name: vars(gan)[name] for name in gan.SETTINGS}
     for title, command in (("default", ""), *found, (nets, f"{theirs} BATCH_SIZE=256")):
         words = command.split() + options.settings
         gan.change_settings(defaults | dict(map(gan.parse_setting, words)))
@@ -393,19 +393,19 @@ class Judge:
 
     def figures(self, images):
         """Return the figures of 10,000 images, in the order of WORST from "digits" on."""
-        features, digits = self.look(images)
-        shares, fid = np.bincount(digits, minlength=10) / len(digits), frechet(self.real, features)
+        features, found = self.look(images)
+        shares, fid = np.bincount(found, minlength=10) / len(found), frechet(self.real, features)
         # Every second one, as MNIST's two halves differ. The few largest real neighbourhoods
         # hold even pure noise: precision tells little where recall is 0.
         shared = precision_recall(self.real[::2], features[::2])
         rows = (x.reshape(len(x), 784) / 255 for x in (images, self.train[50000:51000], self.test))
-        kinds, distance = np.sum(shares >= 0.05), np.abs(shares - self.shares).sum() / 2
-        return kinds, distance, fid, fid / self.udacity, *shared, parzen(*rows)[0]
+        digits, distance = np.sum(shares >= 0.05), np.abs(shares - self.shares).sum() / 2
+        return digits, distance, fid, fid / self.udacity, *shared, parzen(*rows)[0]
 
 
 def quality(options):
     """Train once per seed, print a row for each, then the median and the worst of each column."""
-    fixed = gan.RULES.keys() if options.udacity else {"DATA", "SEED"}
+    fixed = set(gan.SETTINGS) if options.udacity else {"DATA", "SEED"}
     if taken := fixed & dict(map(gan.parse_setting, options.settings)).keys():
         raise gan.Problem(f"quality has its own values of {', '.join(taken)}")
     settings = UDACITY.split() if options.udacity else options.settings

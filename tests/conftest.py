@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 import gan
 
+DEFAULTS = gan.current_settings()
 # Networks so small that an epoch, which has 100 iterations, takes a moment.
 TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS": 2, "GRID": 3}
 
@@ -20,13 +21,15 @@ TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS":
 @pytest.fixture
 def small(monkeypatch):
     """Return a function that sets settings until the test ends; TINY is set at once."""
-    for name in gan.RULES:  # which gan.load_images() may change, too
+    for name in gan.SETTINGS:  # which gan.load_images() may change, too
         monkeypatch.setattr(gan, name, getattr(gan, name))
 
     def change(**settings):
         for name, value in settings.items():
-            assert name in gan.RULES
+            assert name in gan.SETTINGS
             monkeypatch.setattr(gan, name, value)
+        if settings:
+            gan.change_settings({})  # sets what depends on MODEL
 
     change(**TINY)
     return change

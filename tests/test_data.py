@@ -73,6 +73,8 @@ FORMS = {
     "x_train.npz": npz(OTHERS, images=OTHERS, x_train=PIXELS),
     "images.npz": npz(OTHERS, images=PIXELS),
     "first-of-images.npz": npz(np.arange(6), PIXELS, OTHERS),
+    "objects-first.npz": npz(np.array([{}]), PIXELS),
+    "flat.npy": npy(PIXELS.reshape(6, 784)),
     "packed.npz": npy(PIXELS, save=np.savez_compressed),
     "three.npy": npy(PIXELS),
     "four.npy": npy(PIXELS[..., np.newaxis]),
@@ -102,6 +104,8 @@ NUMBERS = {
     "uint16": (np.uint16(LEVELS * 257), LEVELS),
     "big-endian": ((LEVELS * 100).astype(">i2"), LEVELS),
     "pixels-already": (LEVELS[:3], LEVELS[:3]),
+    "bytes-of-0-and-1": (np.uint8(LEVELS > 127), 255 * (LEVELS > 127)),
+    "few-bits": (np.uint8(LEVELS // 16), LEVELS // 16 * 17),
 }
 
 
@@ -146,6 +150,7 @@ BAD = {
     "truncated.npy": npy(PIXELS)[:-1],
     "labels.npz": npz(np.arange(9)),
     "rgba.npy": npy(np.zeros((2, 9, 9, 4), np.uint8)),
+    "all-the-same.npy": npy(np.zeros((2, 9, 9), np.uint8)),
     "no-images.npy": npy(PIXELS[:0]),
     "nan.npy": npy(np.where(LEVELS == 77, np.nan, LEVELS)),
 }
@@ -184,24 +189,27 @@ def test_a_path_may_be_in_the_home_folder_but_must_exist(load, tmp_path, monkeyp
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))
     (tmp_path / "a.npy").write_bytes(npy(PIXELS))
-    assert len(load(gan.parse_setting("DATA=~/a.npy")[1])) == 6
+    assert len(load("~/a.npy")) == 6
     with pytest.raises(gan.Problem, match="nowhere"):
         load(tmp_path / "nowhere")
 
 
 # Folders of images ------------------------------------------------------------------------------
 def test_images_of_every_format_in_every_folder_are_read_in_order(load, tmp_path, capsys):
-    suffixes = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "PNG", "JPG"]
+    suffixes = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "PNG", "pgm"]
     for i in np.random.default_rng(0).permutation(len(suffixes)):
         path = tmp_path / f"{i}" / "deep" / "deeper" / f"a.{suffixes[i]}"
         save(path, plain(25 * int(i), size=(20 + int(i), 30)))
-    for name in ("readme.txt", "Thumbs.db", "png", "a.png.txt", ".DS_Store"):
+    for name in ("a.heic", "b.HEIC", "a.png.txt", ".DS_Store", "._a.png", "__MACOSX/a.png"):
         save(tmp_path / name, b"no image")
+    linked = tmp_path.with_name(f"{tmp_path.name} linked")
+    (tmp_path / "9").rename(linked)
+    (tmp_path / "9").symlink_to(linked, target_is_directory=True)
     images = load(tmp_path, IMAGE_SIZE=12)
     assert images.shape == (len(suffixes), 12, 12, 1)
     expected = 25 * np.arange(len(suffixes)).reshape(-1, 1, 1, 1)
     assert np.abs(images.astype(int) - expected).max() <= 4
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr() == ("left out: 2 .heic, 1 .txt\n", "")
 
 
 def test_the_pictures_of_runs_are_not_read(load, tmp_path):
@@ -245,6 +253,10 @@ MODES = {
     "palette-alpha": (plain((255, 0, 0), "RGB").quantize(2), "gif", {"transparency": 0}, 0),
     "16-bit": (plain(128 * 257, "I;16"), "png", {}, 128),
     "16-bit-tif": (plain(128 * 257, "I;16"), "tif", {}, 128),
+    "12-bit": (plain(128 * 16, "I;16"), "tif", {}, 128),
+    "floats": (plain(0.5, "F"), "tif", {}, 128),
+    "dark-on-transparent": (plain((20, 20, 20, 0), "RGBA"), "png", {}, 0),
+    "half-dark": (plain((20, 20, 20, 128), "RGBA"), "png", {}, 137),
 }
 
 
@@ -370,13 +382,13 @@ def test_a_bad_mirror_is_given_up_for_the_next_and_mnist_then_kept_in_the_cache(
 def test_without_mnist_the_reasons_and_the_cache_are_told_and_digits_drawn(cache, mirrors, capsys):
     mirrors("missing", "silent", "wrong")
     name, images = gan.load_images()
-    assert name == gan.DATA == "digits" and images is OTHERS
+    assert name == "digits" and images is OTHERS
     out = capsys.readouterr().out
     reasons = dict(line.strip().split(": ", 1) for line in out.splitlines() if line[:4] == "    ")
     assert list(reasons) == ["mnist.npz", *gan.MIRRORS] and all(reasons.values())
     assert "404" in reasons[gan.MIRRORS[0]]
     assert str(cache) in out and gan.MNIST_FILE in out
-    gan.DATA = "mnist"  # what is not MNIST is not taken for it the next time
+    # What is not MNIST is not taken for it the next time.
     assert gan.load_images()[0] == "digits"
 
 

@@ -197,8 +197,8 @@ def test_a_run_of_another_version_with_other_settings_goes_on(main, finished, mo
     assert (saved["CATEGORIES"], saved["SMOOTH"]) == (1, 0.25)
 
 
-@pytest.mark.parametrize("change", [{"Z_SIZE": 9}, {"DATA": "digits"}, {"G_HIDDEN": (16, 16)}])
-def test_a_resumed_run_keeps_its_data_and_networks(main, finished, change):
+@pytest.mark.parametrize("change", [{"Z_SIZE": 9}, {"SEED": 1}, {"G_HIDDEN": (16, 16)}])
+def test_a_resumed_run_keeps_its_networks_and_seed(main, finished, change):
     before = files(finished)
     [name] = change
     old = json.loads((finished / "settings.json").read_text())[name]
@@ -206,10 +206,20 @@ def test_a_resumed_run_keeps_its_data_and_networks(main, finished, change):
     assert files(finished) == before
 
 
-@pytest.mark.parametrize("shape", [(50, 8, 8, 1), (100, 8, 8, 3), (100, 9, 9, 1)])
-def test_a_resumed_run_refuses_data_that_changed(main, finished, data, shape):
-    np.save(data, np.zeros(shape, np.uint8))
-    assert_told(main("--resume", EPOCHS=3), 2, "DATA", shape, "(100, 8, 8, 1)")
+def test_a_run_whose_data_moved_or_grew_goes_on_but_not_with_images_of_another_size(
+    main, finished, data, tmp_path
+):
+    images = np.load(data)
+    (tmp_path / "there").mkdir()
+    data.rename(moved := tmp_path / "there" / "moved.npy")
+    assert_told(main("--resume", EPOCHS=3), 2, "DATA", "no such file")
+    status, out, err = main("--resume", EPOCHS=3, DATA=moved)
+    assert (status, err) == (0, "") and " 3/3" in out
+    np.save(moved, np.concatenate([images, images[:1]]))
+    assert_told(main("--resume", EPOCHS=4), 0, "DATA", "101 images now, and had 100")
+    for shape in ((100, 8, 8, 3), (100, 9, 9, 1)):
+        np.save(moved, np.arange(np.prod(shape)).reshape(shape) % 256)
+        assert_told(main("--resume", EPOCHS=5), 2, "DATA", shape[1:], "(8, 8, 1)")
 
 
 # The user's folders and data

@@ -87,14 +87,18 @@ def test_losses_are_sigmoid_cross_entropy_with_one_sided_smoothing(small):
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_gradient_penalty_is_the_mean_squared_slope_at_the_images(small, images, augment):
     small(AUGMENT=augment)
-    model, floats = gan.GAN(images), gan.to_floats(images[:5])
-    logits, penalty = model.logits_and_penalty(floats, 3, True)
-    slopes = []
-    for i in range(64):  # by finite differences, a pixel at a time
-        step = (1e-2 * np.eye(64)[i].reshape(8, 8, 1)).astype(np.float32)
-        slopes.append((model.judge(floats + step, 3) - model.judge(floats - step, 3)) / 2e-2)
-    assert np.array_equal(logits, model.judge(floats, 3))
-    assert float(penalty) == pytest.approx(np.sum(np.square(slopes)) / 5, rel=0.02)
+    small(SMOOTH=0.0)
+    model, losses = gan.GAN(images), []
+    model.update = lambda network, optimizer, tape, loss: losses.append(float(loss))
+    _, d_loss, *_ = model.train_step(batches(images, 1)[0], np.int64(0), 2.0)
+    real, squares = gan.to_floats(images[:20]), 0
+    fake = model.generator(gan.draw_noise(20, 0))
+    for floats, purpose in ((real, 0), (fake, 1)):
+        for i in range(64):  # by finite differences, a pixel at a time
+            step = (1e-2 * np.eye(64)[i].reshape(8, 8, 1)).astype(np.float32)
+            ends = [model.judge(floats + sign * step, 0, purpose) for sign in (1, -1)]
+            squares += np.sum(np.square((ends[0] - ends[1]) / 2e-2)) / 20
+    assert losses[0] == pytest.approx(float(d_loss) + 2.0 * squares, rel=0.02)
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -105,14 +109,17 @@ def test_the_gradient_penalty_flattens_the_discriminator(small, images, augment)
         small(GRADIENT_PENALTY=weight)
         model = gan.GAN(images)
         model.train(batches(images, 60), 0, 0)
-        slopes.append(float(model.logits_and_penalty(gan.to_floats(images), 0, True)[1]))
+        with tf.GradientTape() as tape:
+            tape.watch(floats := gan.to_floats(images))
+            logits = model.judge(floats, 0, 0)
+        slopes.append(float(tf.reduce_sum(tape.gradient(logits, floats) ** 2)))
     assert 0 < slopes[1] < 0.5 * slopes[0]
 
 
 # Altered images ---------------------------------------------------------------------------------
 def test_augment_shifts_mirrors_and_blanks_a_square_differently_in_each_image(small):
     pixels = np.arange(1, 257, dtype=np.float32).reshape(16, 16)  # so each tells where it was
-    altered = gan.augment(tf.constant(np.tile(pixels[..., None], (300, 1, 1, 1))), 5).numpy()
+    altered = gan.augment(tf.constant(np.tile(pixels[..., None], (300, 1, 1, 1))), 5, 0).numpy()
     found = set()
     for image in altered[..., 0]:
         for down, right, mirror in np.ndindex(5, 5, 2):
@@ -130,12 +137,13 @@ def test_augment_shifts_mirrors_and_blanks_a_square_differently_in_each_image(sm
     assert len({image.tobytes() for image in altered}) > 250
 
 
-def test_augment_is_a_function_of_seed_and_key(small, images):
+def test_augment_is_a_function_of_seed_key_and_purpose(small, images):
     floats = gan.to_floats(images)
-    first, again, other = (gan.augment(floats, key) for key in (3, 3, 4))
+    first, again, other = (gan.augment(floats, key, 0) for key in (3, 3, 4))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert not np.array_equal(gan.augment(floats, 3, 1), first)
     small(SEED=1)
-    assert not np.array_equal(gan.augment(floats, 3), first)
+    assert not np.array_equal(gan.augment(floats, 3, 0), first)
 
 
 # Training ---------------------------------------------------------------------------------------

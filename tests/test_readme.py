@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from conftest import ROOT
+from conftest import DEFAULTS, ROOT
 from PIL import Image
 
 import gan
@@ -31,9 +31,8 @@ def test_every_command_and_every_example_runs(small, tmp_path, monkeypatch):
     np.savez(home / "mnist.npz", x_train=rng.integers(0, 256, (60, 28, 28), np.uint8))
     monkeypatch.setenv("KERAS_HOME", str(home.parent))
     monkeypatch.chdir(tmp_path)
-    defaults = dict(re.findall(r"^(\w+) = (.*?) +#", gan.BLOCK, re.MULTILINE))
-    small(**dict(gan.parse_setting(f"{name}={value}") for name, value in defaults.items()))
-    small(DATA="mnist", OUT="samples")
+    for name, value in DEFAULTS.items():
+        monkeypatch.setattr(gan, name, value)
     commands = [shlex.split(command.rpartition("&& ")[2])[2:] for command in COMMANDS]
     commands = [words for words in commands if words[:1] != ["pytest"]]
     assert len(commands) >= 12
@@ -55,9 +54,8 @@ def test_every_command_and_every_example_runs(small, tmp_path, monkeypatch):
     assert (tmp_path / "samples" / "digits-001" / "epoch-001.png").exists()
 
 
-def test_the_readme_is_short_and_the_chinese_one_has_the_same_commands():
+def test_the_chinese_readme_has_the_same_commands():
     chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-    assert len(README.splitlines()) <= 160
     for command in COMMANDS:
         assert f"    {command}\n" in chinese, command
 

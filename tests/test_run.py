@@ -26,7 +26,7 @@ traced = {}
 def traced_gan(images, strategy=None, make=gan.GAN):
     """Return a new gan.GAN, whose graph is traced once only: that takes most of a small run."""
     same = {"DATA", "OUT", "EARLY_STOP"} | (set() if gan.LR_DECAY else {"EPOCHS"})
-    key = images.shape, *(getattr(gan, name) for name in gan.RULES if name not in same)
+    key = images.shape, *(getattr(gan, name) for name in gan.SETTINGS if name not in same)
     if key not in traced:
         model = make(images, strategy)
         traced[key] = model, [variable.numpy() for variable in model.variables()]
@@ -109,7 +109,7 @@ def test_a_run_prints_what_it_trains_and_a_row_for_each_epoch(finished):
     assert "\r" not in out  # the progress bar is for terminals
     lines = out.splitlines()
     assert all(len(line) <= 79 for line in lines)
-    start = "\n".join(lines[:6])
+    start = "\n".join(lines[:7])
     assert "100 grey images, 8 x 8" in start
     assert "1,232 parameters" in start and "1,057 parameters" in start
     assert "CPU, replicas: 1" in start and "2 epochs of 100 iterations" in start
@@ -132,7 +132,7 @@ def test_a_run_leaves_pictures_figures_networks_settings_and_checkpoints(finishe
     for name in pictures | {"training.gif"}:
         Image.open(folder / name).load()
     settings = json.loads((folder / "settings.json").read_text())
-    assert set(settings) == set(gan.RULES) and settings["Z_SIZE"] == TINY["Z_SIZE"]
+    assert set(settings) == set(gan.SETTINGS) and settings["Z_SIZE"] == TINY["Z_SIZE"]
     assert Path(settings["DATA"]) == folder.parent.parent / "dots.npy"
     assert [float(row["epoch"]) for row in rows(folder)] == [1, 2]
     assert all(0 < float(row["D(x)"]) < 1 for row in rows(folder))
@@ -178,7 +178,7 @@ def test_without_network_drawn_digits_are_trained_on_and_an_mnist_run_is_not_res
     assert settings["DATA"] == "digits"
 
     status, _, err = main("--resume", "--run", "real/mnist-001", EPOCHS=3)
-    assert status == 2 and len(err.splitlines()) == 1 and "DATA=digits" in err
+    assert status == 2 and len(err.splitlines()) == 1 and "DATA=mnist failed" in err
 
 
 def test_collapse_and_an_overpowered_discriminator_are_told_once(main, data):
@@ -203,9 +203,18 @@ def test_collapse_and_an_overpowered_discriminator_are_told_once(main, data):
 def test_settings_that_do_not_suit_colour_images_get_advice(small, capsys, settings, advice):
     small(**settings)
     images = np.zeros((100, 8, 8, 3), np.uint8)
+    images[0] = 255
     gan.describe("faces", images, gan.GAN(images), "samples/faces-001")
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")]
     assert len(notes) == (advice is not None) and all(advice in line for line in notes)
+
+
+def test_images_that_hardly_differ_from_one_colour_get_a_word_before_training(small, capsys):
+    for shade in (20, 30):
+        images = np.full((100, 8, 8, 1), 7, np.uint8)
+        images[50, 3, 3] += shade
+        gan.describe("dark", images, gan.GAN(images), "samples/dark-001")
+        assert ("hardly differ" in capsys.readouterr().out) == (shade < 26)
 
 
 def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_given(
@@ -217,7 +226,11 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
     assert (status, err) == (0, "")
     assert main("--resume", MODEL="dcgan", EPOCHS=2)[0] == 0
     settings = json.loads((data.parent / "samples" / "dots-001" / "settings.json").read_text())
-    expected = gan.DCGAN | {"Z_SIZE": 5, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
+    expected = gan.DEFAULTS["dcgan"] | {
+        "Z_SIZE": 5,
+        "EPOCHS": 2,
+        "DATA": str(data),
+    }  # from anywhere
     assert settings.items() >= expected.items()
 
 
