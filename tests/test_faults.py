@@ -244,3 +244,83 @@ def test_too_few_images_are_told_with_a_batch_size_that_works(main, data, d_step
     most = int(re.search(r"try BATCH_SIZE=(\d+)", end[2])[1])
     assert main(**settings | {"BATCH_SIZE": most})[0] == 0
     assert main(**settings | {"BATCH_SIZE": most + 1})[0] == 2
+
+
+@pytest.fixture
+def open_elsewhere(monkeypatch):
+    """Return a function that has os.replace fail for files of that name, so many times each."""
+    replace = os.replace
+
+    def hold(name, times):
+        left = {}
+
+        def held(temporary, path):
+            if path.name == name and left.setdefault(path, times) > 0:
+                left[path] -= 1
+                raise PermissionError(13, "The process cannot access the file", str(path))
+            replace(temporary, path)
+
+        monkeypatch.setattr(os, "replace", held)
+
+    return hold
+
+
+def test_a_file_that_another_program_has_open_is_waited_for(main, data, open_elsewhere):
+    open_elsewhere("losses.csv", 1)
+    assert main(DATA=data, **LONGER)[::2] == (0, "")
+    assert len(rows(data.parent / "samples" / "dots-001")) == 2
+
+
+def test_a_csv_that_stays_open_is_told_once_and_a_checkpoint_ends_the_run(
+    main, data, open_elsewhere, monkeypatch
+):
+    monkeypatch.setattr(gan.time, "sleep", lambda seconds: None)
+    open_elsewhere("losses.csv", 10**9)
+    assert_told(main(DATA=data, **LONGER), 0, "losses.csv", "open in another program")
+    open_elsewhere("step-000000100.npz", 10**9)
+    assert_told(main(DATA=data, **LONGER), 1, "cannot access", "--resume --run samples/dots-002")
+
+
+@posix
+@pytest.mark.parametrize("name", ["flock", "open"])
+def test_a_run_that_cannot_be_locked_is_trained_and_that_is_said(main, data, monkeypatch, name):
+    import fcntl
+
+    def fail(*_):
+        raise OSError(37, "No locks available")
+
+    if name == "flock":
+        monkeypatch.setattr(fcntl, "flock", fail)
+        assert_told(main(DATA=data, **LONGER), 0, "No locks available", "at the same time")
+        return
+    assert main(DATA=data, **LONGER)[0] == 0
+    lock = data.parent / "samples" / "dots-001" / "lock"
+    lock.unlink()
+    lock.mkdir()  # so it cannot be opened
+    assert_told(main("--resume", EPOCHS=3), 0, "lock", "at the same time")
+
+
+def test_a_run_resumed_without_the_average_keeps_the_network_that_was_trained(main, finished):
+    generator, average = (newest_checkpoint(finished)[i] for i in (1, 5))
+    assert generator.shape == average.shape and not np.array_equal(generator, average)
+    assert main("--resume", EPOCHS=3, EMA=0, LEARNING_RATE=1e-12)[0] == 0
+    assert np.allclose(newest_checkpoint(finished)[1], generator, atol=1e-5)
+
+
+def test_files_of_the_user_in_a_run_stay_and_never_stop_it(main, finished):
+    shutil.copy(finished / "epoch-000.png", finished / "epoch-000 copy.png")
+    assert main("--resume", EPOCHS=3)[::2] == (0, "")
+    assert main("--sample", 5, GRID=4)[0] == 0
+    for name in ("mine.png", "12.png", "00001 copy.png"):
+        shutil.copy(finished / "epoch-000.png", finished / "generated" / name)
+    assert main("--sample", 2)[0] == 0
+    names = {path.name for path in (finished / "generated").iterdir()}
+    assert names == {"mine.png", "12.png", "00001 copy.png", "00000.png", "00001.png"}
+
+
+def test_the_last_three_checkpoints_stay_though_a_clock_was_set_back(main, finished):
+    for i, path in enumerate(sorted((finished / "checkpoint").iterdir())):
+        os.utime(path, (2e9 - i, 2e9 - i))
+    assert main("--resume", EPOCHS=5)[0] == 0
+    names = sorted(path.name for path in (finished / "checkpoint").iterdir())
+    assert names == [f"step-000000{i}00.npz" for i in (3, 4, 5)]

@@ -144,6 +144,9 @@ def test_both_saved_networks_open_without_gan_py_and_do_not_alter_images(trained
         hidden = np.maximum(images.reshape(5, 64) @ first + first_bias, 0)
         assert np.allclose(d(images), hidden @ last + last_bias, atol=1e-4)
         assert "gan" not in sys.modules
+        import tensorflow as tf
+        lite = tf.lite.TFLiteConverter.from_keras_model(g).convert()
+        assert len(lite) > 1000
     """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=trained[0])
 

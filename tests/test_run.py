@@ -338,3 +338,15 @@ def test_the_batch_size_can_change_in_the_middle_of_an_epoch(small, images, tmp_
     assert gan.train(model, images, tmp_path, [])
     assert model.epoch == 2 and model.step > 75 + 100
     assert all(np.isfinite(row).all() and min(row[-2:]) > 0 for row in model.rows)
+
+
+def test_progress_fits_the_terminal_and_is_a_line_a_minute_without_one(monkeypatch, capsys):
+    monkeypatch.setattr(gan, "last_progress", [gan.time.monotonic() - 61])
+    for _ in range(3):
+        gan.show_progress("half done")
+    assert capsys.readouterr().out == "half done\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    for columns, length in (("60", 59), ("200", 78)):
+        monkeypatch.setenv("COLUMNS", columns)
+        gan.show_progress("x" * 100)
+        assert capsys.readouterr().out == "x" * length + "\r"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -87,3 +88,14 @@ def test_two_workers_go_on_as_one_and_when_one_is_killed_the_other_says_how_to_g
     assert f"--resume --run {run}" in told and "Traceback" not in err
     epochs = len(list(run.glob("epoch-*.png")))
     assert gan.main(["--resume", f"EPOCHS={epochs}"]) == 0
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_that_they_can(
+    data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    strategy = types.SimpleNamespace(num_replicas_in_sync=3)
+    monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["GPU"] * 3)
+    monkeypatch.setattr(gan.tf.distribute, "MirroredStrategy", lambda: strategy)
+    assert gan.main(arguments(DATA=data, **TINY)) == 2
+    assert "BATCH_SIZE=20: try BATCH_SIZE=21" in capsys.readouterr().err
