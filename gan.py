@@ -8,6 +8,7 @@ other, in turns, until the fakes look real.
     python gan.py EPOCHS=5 BETA_1=0.5   the same with other settings
     python gan.py --resume              go on with the newest run
     python gan.py --sample 1000         save 1,000 new images of the newest run
+    python gan.py --sample 9 --category 7   images of the category 7 alone
     python gan.py --run FOLDER          go on with that run, or --sample it
 """
 
@@ -581,6 +582,7 @@ def narrow(numbers):
 
 
 # ---- Runs: each has its folder of pictures, figures and checkpoints, from which it can go on ----
+EARLY = 10, 30, 100, 300  # iterations of the first epoch that leave a picture
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 # What a resumed run cannot change.
@@ -610,7 +612,7 @@ def replace(temporary, path):
             return os.replace(temporary, path)
         except PermissionError:
             time.sleep(0.1)
-    if path.suffix not in (".png", ".csv", ".gif"):  # those will be made anew
+    if path.suffix not in (".png", ".csv", ".gif", ".html"):  # those will be made anew
         return os.replace(temporary, path)
     if path.suffix not in said_open:
         tell(f"warning: {path} is open in another program and was not replaced; training goes on")
@@ -706,9 +708,9 @@ def restore(gan, folder):
 
 
 # ---- Pictures ----
-FONT = ImageFont.load_default(14)
+FONT, LARGE_FONT = ImageFont.load_default(14), ImageFont.load_default(20)
 # Keys of draw_noise, beside training's, which are 0 and above.
-PICTURES_KEY, SAMPLE_KEY, WALK_KEY = -1, -3, -4
+PICTURES_KEY, SAMPLE_KEY, WALK_KEY, CATEGORIES_KEY = -1, -3, -4, -5
 
 
 def to_pixels(floats):
@@ -741,7 +743,8 @@ def plot(rows):
     """Return a chart, 800 x 500, of the rows' losses and, below, of how real D finds images."""
     picture = Image.new("RGB", (800, 500), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((750, 14), "dark lines: D is guessing", "black", FONT, "ra")
+    draw.text((750, 14), "dark lines: D is guessing; flat is healthy: neither wins", 0, FONT, "ra")
+    draw.text((52, 470), "epoch", "black", FONT, "ra")
     epochs, d_loss, g_loss, real, fake, *_ = np.transpose(rows)
     xs = 60 + 690 * (epochs - epochs[0]) / max(1, epochs[-1] - epochs[0])
     # A few wild losses would flatten all others: what lies above the axis is marked at its end.
@@ -753,11 +756,16 @@ def plot(rows):
     panels = (40, axis, guesses, losses), (285, (0, 1), (0.5,), judgements)
     step = math.ceil(len(rows) / 12)
     for top, (low, high), guessing, lines in panels:
-        for level in (*np.linspace(low, high, 5), *guessing):
+        apart = 14 * (high - low) / 180  # of labels that do not touch
+        for level in np.linspace(low, high, 5):
             y = top + 180 * (high - level) / (high - low)
-            draw.line((60, y, 750, y), "#888888" if level in guessing else "#dddddd")
-            x, anchor = (757, "lm") if level in guessing else (52, "rm")
-            draw.text((x, y), f"{level:g}", "black", FONT, anchor)
+            draw.line((60, y, 750, y), "#dddddd")
+            draw.text((52, y), f"{level:g}", "black", FONT, "rm")
+        for i, level in enumerate(guessing):
+            y = top + 180 * (high - level) / (high - low)
+            draw.line((60, y, 750, y), "#888888")
+            if len(guessing) == 2 and (i == 0 or guessing[0] - level > apart):
+                draw.text((757, y), f"{level:g}", "black", FONT, "lm")
         for x, epoch in zip(xs[step - 1 :: step], epochs[step - 1 :: step]):
             draw.text((x, top + 185), f"{epoch:.0f}", "black", FONT, "ma")
         for (name, line), color, left in zip(lines, ("#1f5fd0", "#d0451f"), (60, 260)):
@@ -770,23 +778,108 @@ def plot(rows):
     return picture
 
 
+def in_category(noise, categories):
+    """Return noise [n, noise_size()] whose images are of these categories [n]."""
+    noise = np.array(noise)
+    if CATEGORIES > 1:
+        noise[:, Z_SIZE:] = np.eye(CATEGORIES)[categories]
+    return noise
+
+
+def picture_categories(generator):
+    """Return a picture of the first 40 categories: a row for each, from the same ten noises."""
+    count = min(CATEGORIES, 40)
+    noise = np.tile(draw_noise(10, CATEGORIES_KEY), (count, 1))
+    picture = tile(generate(generator, in_category(noise, np.repeat(np.arange(count), 10))), 10)
+    picture = ImageOps.expand(picture.convert("RGB"), (50, 0, 0, 0), "white")
+    for row in range(count):
+        middle = (row + 0.5) * picture.height / count
+        ImageDraw.Draw(picture).text((40, middle), str(row), "black", LARGE_FONT, "rm")
+    return picture
+
+
+def epoch_pictures(folder):
+    """Return [(epoch, iteration or 0, path)] of a run's pictures, in the order of training."""
+    found = [re.fullmatch(r"epoch-(\d+)(?:-(\d+))?\.png", path.name) for path in folder.iterdir()]
+    return sorted((int(m[1]), int(m[2] or 0), folder / m[0]) for m in found if m)
+
+
+def picture_title(epoch, iteration):
+    """Return what is written above a picture."""
+    return f"iteration {iteration}" if iteration else f"epoch {epoch}"
+
+
 def save_history(folder):
-    """Write training.gif and, of the first rows of some epochs, progress.png."""
-    names = {file: re.fullmatch(r"epoch-(\d+)\.png", file.name) for file in folder.iterdir()}
-    files = sorted((file for file in names if names[file]), key=lambda file: int(names[file][1]))
-    files = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 100, dtype=int))]
-    frames, rows, font = [], [], ImageFont.load_default(24)
-    for file in files:
-        picture = ImageOps.expand(Image.open(file).convert("RGB"), (130, 0, 0, 0), "white")
-        ImageDraw.Draw(picture).text((120, 12), f"epoch {int(file.stem[6:])}", 0, font, "ra")
-        frames.append(picture.reduce(picture.width // 350).quantize(64))
-        rows.append(picture.crop((0, 0, picture.width, picture.height // GRID)))
+    """Write training.gif and, of the first rows of some pictures, progress.png."""
+    pictures = epoch_pictures(folder)
+    chosen = [pictures[i] for i in np.unique(np.linspace(0, len(pictures) - 1, 100, dtype=int))]
+    frames, rows, times = [], [], []
+    for epoch, iteration, file in chosen:
+        try:
+            picture = Image.open(file).convert("RGB")
+        except (OSError, Image.DecompressionBombError) as error:
+            tell(f"warning: {file} is not in training.gif: {error}")
+            continue
+        title = picture_title(epoch, iteration)
+        frame = picture.reduce(max(1, picture.width // 350))
+        frame = ImageOps.expand(frame, (0, 30, 0, 0), "white")
+        ImageDraw.Draw(frame).text((6, 15), title, "black", LARGE_FONT, "lm")
+        frames.append(frame.quantize(64))
+        times.append(700 if epoch == 0 else max(80, 6000 // len(chosen)))  # milliseconds
+        row = picture.crop((0, 0, picture.width, picture.height // GRID))
+        row = ImageOps.expand(row, (170, 0, 0, 0), "white")
+        ImageDraw.Draw(row).text((160, row.height // 2), title, "black", LARGE_FONT, "rm")
+        rows.append(row)
+    if not frames:
+        return
     every = math.ceil(len(rows) / 11)
     some = rows[(len(rows) - 1) % every :: every]  # with the last one
-    times = [max(80, 6000 // len(frames))] * (len(frames) - 1) + [2000]  # milliseconds
+    times[-1] = 2000
     options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
     write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
     write(folder / "progress.png", Image.fromarray(np.concatenate(some)).save)
+
+
+PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><title>gan.py</title>
+<meta name="viewport" content="width=device-width"><style>
+body { font: 16px sans-serif; max-width: 1250px; margin: 1em auto; padding: 0 1em; }
+img { max-width: 100%; } #slider { width: 100%; } p, pre { overflow-x: auto; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1em; }
+</style></head><body><h2 id="name"></h2><p id="figures"></p>
+<input id="slider" type="range" min="0"><div class="pictures">
+<div><h3 id="title"></h3><img id="fakes"></div><div><h3>real images</h3><img src="real.png"></div>
+</div><div class="pictures" id="others"></div><h3>settings</h3><pre id="settings"></pre><script>
+const run = RUN, last = run.pictures.length - 1, slider = document.getElementById("slider");
+const put = (id, text) => document.getElementById(id).textContent = text;
+put("name", run.name + (run.done ? "" : ": in training, this page renews itself"));
+put("figures", run.figures); put("settings", run.settings); slider.max = last;
+slider.value = location.hash ? location.hash.slice(1) : last;  // the place before a reload
+slider.oninput = () => { location.replace("#" + (slider.value == last ? "" : slider.value)); show(); };
+const show = () => { const [title, file] = run.pictures[slider.value];
+  put("title", title); document.getElementById("fakes").src = file; };
+for (const file of run.others) { const image = new Image();
+  image.src = file + "?" + last; document.getElementById("others").append(image); }
+onkeydown = () => slider.focus(); show();
+if (!run.done) setTimeout(() => location.reload(), 5000);
+</script></body></html>
+"""
+
+
+def save_page(folder, gan, done=False):
+    """Write index.html, which shows the run in a browser: from the disk, without a server."""
+    names = ("losses.png", "categories.png", "training.gif")
+    columns = [] if not gan.rows else zip(COLUMNS, gan.rows[-1])
+    pictures = [(picture_title(*number), file.name) for *number, file in epoch_pictures(folder)]
+    run = {
+        "name": folder.name,
+        "done": done,
+        "pictures": pictures,
+        "others": [name for name in names if (folder / name).exists()],
+        "figures": ", ".join(f"{name} {value:,.4g}" for name, value in columns),
+        "settings": "\n".join(f"{name}={value}" for name, value in current_settings().items()),
+    }
+    text = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))
+    write(folder / "index.html", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 # ---- Training ----
@@ -803,6 +896,12 @@ def pixel_spread(images):
     return float(np.mean([np.std(row, axis=0, dtype=np.float64) for row in rows]))
 
 
+def save_picture(gan, folder, name):
+    """Write a picture of images by the average generator, always from the same noise."""
+    noise = draw_noise(max(256, GRID**2), PICTURES_KEY)[: GRID**2]
+    write(folder / name, tile(generate(gan.average, noise), GRID).save)
+
+
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
     noise = draw_noise(max(256, GRID**2), PICTURES_KEY)
@@ -812,7 +911,8 @@ def train(gan, images, folder, signals):
     if gan.step == 0:
         some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
         write(folder / "real.png", tile(images[some], GRID).save)
-        write(folder / "epoch-000.png", tile(generate(gan.average, noise)[: GRID**2], GRID).save)
+        save_picture(gan, folder, "epoch-000.png")
+    save_page(folder, gan)
     print(HEADER)
     first, began = gan.epoch + 1, time.perf_counter()
     while gan.epoch < EPOCHS:
@@ -857,6 +957,8 @@ def train_epoch(gan, images, folder, signals):
     most = max(1, min(100, 2**26 // (stride * images[0].nbytes)))  # iterations in 64 MB
     saved, speeds, n = time.perf_counter(), [], 1
     while n := min(n, (length - gan.position) // stride):
+        early = [count - gan.step for count in EARLY if count > gan.step]
+        n = min([n, *early]) if gan.epoch == 0 else n  # ends at the next of these
         started = time.perf_counter()
         chosen = order[gan.position : gan.position + n * stride]
         batches = images[chosen].reshape(n, D_STEPS, BATCH_SIZE, *images.shape[1:])
@@ -865,6 +967,9 @@ def train_epoch(gan, images, folder, signals):
         gan.position += n * stride
         if not np.isfinite(gan.sums.numpy()).all():
             raise ArithmeticError(f"training diverged by step {gan.step:,}: lower LEARNING_RATE")
+        if gan.epoch == 0 and gan.step in EARLY and gan.step < gan.iterations:
+            save_picture(gan, folder, f"epoch-000-{gan.step:05}.png")
+            save_page(folder, gan)
         now = time.perf_counter()
         more = gan.position + stride <= length
         if more and (signals or now - saved > CHECKPOINT_SECONDS):
@@ -886,6 +991,7 @@ def save_epoch(gan, folder, picture):
     table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
     write(folder / "losses.csv", lambda temporary: np.savetxt(temporary, gan.rows, **table))
     write(folder / "losses.png", plot(gan.rows).save)
+    save_page(folder, gan)
     write(folder / "generator.keras", gan.average.save)
     write(folder / "discriminator.keras", gan.discriminator.save)
     save_checkpoint(folder, gan)
@@ -999,7 +1105,8 @@ def describe(name, images, gan, folder):
         print("note           an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
     elif channels == 3 and count < 2000 and not AUGMENT:
         print("note           D may memorise so few images; better: AUGMENT=True")
-    print(f"run            {folder}\n")
+    print(f"run            {folder}")
+    print("               to look at it, open its index.html in a browser\n")
 
 
 def run(resume, run_folder, changes):
@@ -1063,6 +1170,9 @@ def train_run(gan, images, folder):
     try:
         finished = train(gan, images, folder, signals)
         save_history(folder)
+        if CATEGORIES > 1:
+            write(folder / "categories.png", picture_categories(gan.average).save)
+        save_page(folder, gan, finished)
         if not finished:
             print(f"\nStopped; nothing is lost. To go on:\n    {command}")
             return 128 + signals[0]
@@ -1080,12 +1190,14 @@ def train_run(gan, images, folder):
     return 1
 
 
-def sample(count, run_folder, changes):
-    """Save count new images of a run's generator; return the exit status. Raises Problem."""
+def sample(count, run_folder, changes, category=None):
+    """Save count new images of a run, or of one category; return the exit status. Raises Problem."""
     if count < 1 or changes.keys() - {"SEED", "OUT", "GRID"}:
         raise Problem("--sample takes a number above 0, and of the settings SEED, OUT and GRID")
     folder, settings = open_run(run_folder, changes.get("OUT", OUT))
     change_settings(settings | changes)
+    if category is not None and not 0 <= category < CATEGORIES:
+        raise Problem(f"--category {category}: this run has 0 to {CATEGORIES - 1}")
     file, generated = folder / "generator.keras", folder / "generated"
     try:
         generator = keras.saving.load_model(file, compile=False)
@@ -1095,16 +1207,21 @@ def sample(count, run_folder, changes):
     for old in generated.glob("[0-9]" * 5 + "*.png"):
         if old.stem.isdecimal():  # of an older call, not a user's own: these do not mix
             old.unlink()
+
+    def noise(count, key):
+        drawn = draw_noise(count, key)
+        return drawn if category is None else in_category(drawn, category)
+
     for start in range(0, count, 500):
-        images = generate(generator, draw_noise(500, SAMPLE_KEY - start))[: count - start]
+        images = generate(generator, noise(500, SAMPLE_KEY - start))[: count - start]
         for i, image in enumerate(images, start):
             Image.fromarray(np.squeeze(image)).save(generated / f"{i:05}.png")
-    write(
-        folder / "grid.png", tile(generate(generator, draw_noise(GRID**2, SAMPLE_KEY)), GRID).save
-    )
-    ends = draw_noise(20, WALK_KEY).numpy().reshape(2, 10, -1)
-    if CATEGORIES > 1:  # a row walks from one z to another in one category
-        ends[:, :, Z_SIZE:] = np.eye(CATEGORIES)[np.arange(10) % CATEGORIES]
+    write(folder / "grid.png", tile(generate(generator, noise(GRID**2, SAMPLE_KEY)), GRID).save)
+    if CATEGORIES > 1:
+        write(folder / "categories.png", picture_categories(generator).save)
+    # A row walks from one z to another in one category.
+    rows = np.linspace(0, CATEGORIES - 1, 10, dtype=int) if category is None else [category] * 10
+    ends = in_category(draw_noise(20, WALK_KEY), [*rows, *rows]).reshape(2, 10, -1)
     walks = np.linspace(*ends, 10, axis=1).reshape(100, -1)
     write(folder / "interpolation.png", tile(generate(generator, walks), 10).save)
     print(f"{count:,} images in {generated}; see also grid.png and interpolation.png in {folder}")
@@ -1125,6 +1242,7 @@ def main(arguments=None):
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sample", type=int, metavar="N")
+    parser.add_argument("--category", type=int, metavar="K")
     parser.add_argument("--run", metavar="FOLDER")
     options = parser.parse_intermixed_args(arguments)
     before = current_settings()
@@ -1134,7 +1252,9 @@ def main(arguments=None):
             return 0
         changes = dict(map(parse_setting, options.settings))
         if options.sample is not None:
-            return sample(options.sample, options.run, changes)
+            return sample(options.sample, options.run, changes, options.category)
+        if options.category is not None:
+            raise Problem("--category goes with --sample N")
         return run(options.resume or options.run, options.run, changes)
     except Problem as problem:
         tell(problem)

@@ -1,5 +1,7 @@
 """The pictures of a run, new images from its generator, and TensorBoard's curves."""
 
+import json
+import re
 import subprocess
 import sys
 
@@ -128,10 +130,50 @@ def test_samples_are_new_for_another_seed_and_walks_stay_in_a_category(trained, 
     generator, noise = calls[-1]
     walks = gan.tile(generate(generator, noise), 10)
     assert np.array_equal(Image.open(folder / "interpolation.png"), walks)
-    z, kinds = np.split(np.reshape(noise, (10, 10, -1)), [8], 2)
-    assert (kinds.argmax(2) == np.arange(10)[:, np.newaxis] % 3).all()
+    z, categories = np.split(np.reshape(noise, (10, 10, -1)), [8], 2)
+    assert (categories.argmax(2) == np.linspace(0, 2, 10, dtype=int)[:, np.newaxis]).all()
     assert np.allclose(np.diff(z, 2, axis=1), 0, atol=1e-5)  # straight, from one z to another
     assert np.abs(z[:, 0] - z[:, -1]).max(1).min() > 0.5
+
+
+def test_sample_makes_images_of_one_category_alone(trained, capsys):
+    folder = trained[0]
+    words = ["--sample", "3", "--run", str(folder), "--category"]
+    assert gan.main([*words, "2"]) == 0
+    generator = keras.saving.load_model(folder / "generator.keras")
+    noise = np.zeros((500, 11), np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gan, "Z_SIZE", 8)
+        patch.setattr(gan, "CATEGORIES", 3)
+        noise[:, :8] = gan.draw_noise(500, gan.SAMPLE_KEY)[:, :8]
+    noise[:, 10] = 1
+    for i, image in enumerate(gan.generate(generator, noise)[:3]):
+        saved = np.asarray(Image.open(folder / "generated" / f"{i:05}.png"))
+        assert np.array_equal(saved, image[..., 0])
+    capsys.readouterr()
+    assert gan.main([*words, "3"]) == 2
+    assert "--category 3: this run has 0 to 2" in capsys.readouterr().err
+
+
+def test_the_picture_of_categories_has_a_row_for_each_of_the_same_noises(small):
+    small(CATEGORIES=3)
+    generator = gan.build_generator((8, 8, 1))
+    picture = np.asarray(gan.picture_categories(generator))
+    noise = gan.draw_noise(10, gan.CATEGORIES_KEY)
+    rows = [gan.generate(generator, gan.in_category(noise, [k] * 10)) for k in range(3)]
+    assert np.array_equal(picture[:, 50:, 0], gan.tile(np.concatenate(rows), 10))
+    margins = np.split(picture[:, :50][: len(picture) // 3 * 3], 3)
+    assert len({margin.tobytes() for margin in margins}) == 3  # each has its number
+
+
+def test_the_page_of_a_run_names_its_pictures_in_order_and_knows_when_it_has_ended(trained):
+    page = (trained[0] / "index.html").read_text("utf-8")
+    run = json.loads(re.search(r"const run = (\{.*\}), last", page)[1])
+    titles = ["epoch 0", "iteration 10", "iteration 30", "epoch 1", "epoch 2"]
+    assert [title for title, _ in run["pictures"]] == titles and run["done"]
+    assert all((trained[0] / file).exists() for _, file in run["pictures"])
+    assert run["others"] == ["losses.png", "categories.png", "training.gif"]
+    assert "EPOCHS=2" in run["settings"] and "spread" in run["figures"]
 
 
 def test_both_saved_networks_open_without_gan_py_and_do_not_alter_images(trained):

@@ -127,7 +127,8 @@ def test_a_run_leaves_pictures_figures_networks_settings_and_checkpoints(finishe
     folder, _, _ = finished
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
     pictures = {f"epoch-00{i}.png" for i in range(3)} | {"real.png", "losses.png", "progress.png"}
-    others = {"settings.json", "losses.csv", "training.gif", "checkpoint", "lock"}
+    pictures |= {"epoch-000-00010.png", "epoch-000-00030.png"}
+    others = {"settings.json", "losses.csv", "index.html", "training.gif", "checkpoint", "lock"}
     assert names == pictures | others | {"generator.keras", "discriminator.keras"}
     for name in pictures | {"training.gif"}:
         Image.open(folder / name).load()
