@@ -8,7 +8,7 @@ other, in turns, until the fakes look real.
     python gan.py EPOCHS=5 BETA_1=0.5   the same with other settings
     python gan.py --resume              go on with the newest run
     python gan.py --sample 1000         save 1,000 new images of the newest run
-    python gan.py --sample 9 --category 7   images of the category 7 alone
+    python gan.py --sample 9 --category 7    images of category 7 alone
     python gan.py --run FOLDER          go on with that run, or --sample it
 """
 
@@ -821,7 +821,7 @@ def save_history(folder):
             tell(f"warning: {file} is not in training.gif: {error}")
             continue
         title = picture_title(epoch, iteration)
-        frame = picture.reduce(max(1, picture.width // 350))
+        frame = picture.reduce(max(1, round(picture.width / 350)))
         frame = ImageOps.expand(frame, (0, 30, 0, 0), "white")
         ImageDraw.Draw(frame).text((6, 15), title, "black", LARGE_FONT, "lm")
         frames.append(frame.quantize(64))
@@ -854,7 +854,8 @@ const put = (id, text) => document.getElementById(id).textContent = text;
 put("name", run.name + (run.done ? "" : ": in training, this page renews itself"));
 put("figures", run.figures); put("settings", run.settings); slider.max = last;
 slider.value = location.hash ? location.hash.slice(1) : last;  // the place before a reload
-slider.oninput = () => { location.replace("#" + (slider.value == last ? "" : slider.value)); show(); };
+slider.oninput = () => { show();
+  location.replace("#" + (slider.value == last ? "" : slider.value)); };
 const show = () => { const [title, file] = run.pictures[slider.value];
   put("title", title); document.getElementById("fakes").src = file; };
 for (const file of run.others) { const image = new Image();
@@ -875,7 +876,7 @@ def save_page(folder, gan, done=False):
         "done": done,
         "pictures": pictures,
         "others": [name for name in names if (folder / name).exists()],
-        "figures": ", ".join(f"{name} {value:,.4g}" for name, value in columns),
+        "figures": ", ".join(f"{name} {value:,.2f}" for name, value in columns),
         "settings": "\n".join(f"{name}={value}" for name, value in current_settings().items()),
     }
     text = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))
@@ -1191,7 +1192,7 @@ def train_run(gan, images, folder):
 
 
 def sample(count, run_folder, changes, category=None):
-    """Save count new images of a run, or of one category; return the exit status. Raises Problem."""
+    """Save count new images, or of one category; return the exit status. Raises Problem."""
     if count < 1 or changes.keys() - {"SEED", "OUT", "GRID"}:
         raise Problem("--sample takes a number above 0, and of the settings SEED, OUT and GRID")
     folder, settings = open_run(run_folder, changes.get("OUT", OUT))
