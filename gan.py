@@ -1098,8 +1098,9 @@ def describe(name, images, gan, folder):
         print(f"{network.name:14} {network.count_params():,} parameters")
     print(f"device         {f'{gpus} GPU' if gpus else 'CPU'}, replicas: {gan.replicas}")
     print(f"training       {EPOCHS} epochs of {gan.iterations:,} iterations")
+    print(f"noise          {Z_SIZE} numbers, categories: {CATEGORIES}")
     print(f"rates          D {LEARNING_RATE:g}, G {LEARNING_RATE * G_RATE:g}", end="; ")
-    print(f"penalty {GRADIENT_PENALTY:g}, noise {Z_SIZE}, categories {CATEGORIES}")
+    print(f"penalty {GRADIENT_PENALTY:g}")
     if np.ptp(images[:: max(1, count // 1000)]) < 26:
         print("note           these images hardly differ from one plain colour; is that right?")
     if channels == 3 and MODEL == "mlp":
@@ -1107,7 +1108,7 @@ def describe(name, images, gan, folder):
     elif channels == 3 and count < 2000 and not AUGMENT:
         print("note           D may memorise so few images; better: AUGMENT=True")
     print(f"run            {folder}")
-    print("               to look at it, open its index.html in a browser\n")
+    print("               its index.html shows it in a browser\n")
 
 
 def run(resume, run_folder, changes):
@@ -1269,6 +1270,7 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # before training, Ctrl-C just ends it
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
     pasted = "__file__" not in globals()  # into a notebook's cell: the words are the notebook's
     if status := main([] if pasted else None):

@@ -280,8 +280,8 @@ EMA=0 LR_DECAY=False OUTPUT=tanh ACTIVATION=leaky_relu LOSS=non-saturating BATCH
 CATEGORIES=1 AUGMENT=False"""
 # The columns of quality's table, and which value of each is the worst.
 WORST = {"seconds": max, "images/s": min, "digits": min, "TV": max, "FID": max}
-WORST |= {"ratio": max, "precision": min, "recall": min, "Parzen": min}
-ROW = "{:6} {:9.1f} {:9,.0f} {:9.0f} {:9.3f} {:9.2f} {:9.3f} {:9.3f} {:9.3f} {:9.1f}"
+WORST |= {"ratio": max, "precision": min, "recall": min, "Parzen": min, "purity": min}
+ROW = "{:6} {:9.1f} {:9,.0f} {:9.0f} {:9.3f} {:9.2f} {:9.3f} {:9.3f} {:9.3f} {:9.1f} {:9.3f}"
 
 
 def squared_distances(a, b):
@@ -402,6 +402,15 @@ class Judge:
         digits, distance = np.sum(shares >= 0.05), np.abs(shares - self.shares).sum() / 2
         return digits, distance, fid, fid / self.udacity, *shared, parzen(*rows)[0]
 
+    def purity(self, generator):
+        """Return the mean over the categories of the share of their most frequent digit."""
+        shares = []
+        for category in range(gan.CATEGORIES):
+            noise = gan.in_category(gan.draw_noise(500, -2), category)
+            _, digits = self.look(gan.generate(generator, noise))
+            shares.append(np.bincount(digits).max() / len(digits))
+        return np.mean(shares)
+
 
 def quality(options):
     """Train once per seed, print a row for each, then the median and the worst of each column."""
@@ -423,7 +432,8 @@ def quality(options):
         images = gan.generate(generator, gan.draw_noise(10000, -2))
         if options.samples_out and not rows:
             gan.tile(images[:100], 10).save(options.samples_out)
-        rows.append([sum(table["seconds"]), np.median(table["images/s"]), *judge.figures(images)])
+        times = sum(table["seconds"]), np.median(table["images/s"])
+        rows.append([*times, *judge.figures(images), judge.purity(generator)])
         print(ROW.format(str(seed), *rows[-1]))
     median = dict(zip(WORST, np.median(rows, axis=0)))
     print(ROW.format("median", *median.values()))

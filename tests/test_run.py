@@ -109,7 +109,7 @@ def test_a_run_prints_what_it_trains_and_a_row_for_each_epoch(finished):
     assert "\r" not in out  # the progress bar is for terminals
     lines = out.splitlines()
     assert all(len(line) <= 79 for line in lines)
-    start = "\n".join(lines[:7])
+    start = "\n".join(lines[:8])
     assert "100 grey images, 8 x 8" in start
     assert "1,232 parameters" in start and "1,057 parameters" in start
     assert "CPU, replicas: 1" in start and "2 epochs of 100 iterations" in start

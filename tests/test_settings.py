@@ -56,7 +56,7 @@ def test_a_changed_comment_changes_nothing_and_a_changed_constant_wins(data, tmp
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert "EPOCHS = 1 " in script(tmp_path, edit, "--help")
     out = script(tmp_path, edit)
-    assert "D 0.002, G 0.004; penalty 0.7, noise 5, categories 3" in out
+    assert "D 0.002, G 0.004; penalty 0.7" in out and "5 numbers, categories: 3" in out
     assert " 2/2 " in script(tmp_path, edit, "--resume", "EPOCHS=2")
     saved = json.loads((tmp_path / "runs" / "dots-001" / "settings.json").read_text())
     expected = tiny | edits | {"EPOCHS": 2, "DATA": str(data), "MODEL": "dcgan"}
