@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, arguments
+from conftest import DEFAULTS, ROOT, TINY, arguments
 
 import gan
 
@@ -19,10 +19,10 @@ SOURCE = (ROOT / "gan.py").read_text("utf-8")
 BLOCK = SOURCE.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
 
 
-def test_every_constant_of_the_block_is_a_setting_with_an_accepted_default():
+def test_every_constant_of_the_block_is_a_setting_with_an_accepted_default(small):
     names = re.findall(r"^([A-Z]\w*) = ", BLOCK, re.MULTILINE)
     assert sorted(names) == sorted(gan.SETTINGS)
-    gan.change_settings({})
+    gan.change_settings(DEFAULTS)
     assert all(gan.accepts(*item) for item in gan.current_settings().items())
 
 
