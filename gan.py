@@ -17,7 +17,9 @@ import argparse
 import ast
 import contextlib
 import faulthandler
+import glob
 import gzip
+import hashlib
 import importlib.util
 import io
 import json
@@ -533,28 +535,64 @@ def picture_types():
 
 
 def read_folder(folder):
-    """Return the images below folder, cropped to IMAGE_SIZE. Raises Problem."""
-    width, height = np.broadcast_to(IMAGE_SIZE, 2).tolist()
+    """Return the images below folder, cropped to IMAGE_SIZE; decoded once only. Raises Problem."""
+    size = tuple(np.broadcast_to(IMAGE_SIZE, 2).tolist())  # width, height
     files = find_pictures(folder)
-    images, good = np.empty((len(files), height, width, 3), np.uint8), []
+    facts = [(file.relative_to(folder), file.stat()) for file in files]
+    facts = [(path.as_posix(), stat.st_size, stat.st_mtime_ns) for path, stat in facts]
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    name = f"{folder.name}-{size[0]}x{size[1]}-"
+    cache = Path(OUT, "cache", f"{name}{digest}.npy")
 
-    def read(number):
+    def save(temporary):
+        with open(temporary, "wb+") as npy:
+            decode(files, size, npy)
+
+    if not cache.exists():
         try:
-            images[number] = read_picture(files[number], (width, height))
-            return True
-        except Exception as error:  # damaged files raise nearly anything
-            tell(f"warning: skipped {files[number]}: {error}")
-            return False
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write(cache, save)
+        except OSError as error:
+            tell(f"warning: {error}; so the decoded pictures are kept in memory only")
+            decode(files, size, memory := io.BytesIO())
+            memory.seek(0)
+            return np.load(memory)
+        for old in cache.parent.glob(f"{glob.escape(name)}*.npy"):
+            if old != cache:
+                with contextlib.suppress(OSError):  # another run has it open
+                    old.unlink()
+    return np.load(cache, mmap_mode="r")
 
+
+def decode(files, size, npy, channels=1):
+    """Write pictures, cropped to size, to the open .npy file, grey if all are. Raises Problem."""
+
+    def read(file):
+        try:
+            return read_picture(file, size)
+        except Exception as error:
+            tell(f"warning: skipped {file}: {error}")
+
+    def write_header(count):  # its length does not depend on the count
+        npy.seek(0)
+        shape = (count, size[1], size[0], channels)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(npy, header)
+
+    write_header(count := 0)
     with ThreadPool() as pool:
-        for usable in pool.imap(read, range(len(files)), chunksize=10):
-            good.append(usable)
-            show_progress(f"reading images: {len(good):,} of {len(files):,}")
-    if not any(good):
+        for done, pixels in enumerate(pool.imap(read, files, chunksize=10), 1):
+            show_progress(f"reading images: {done:,} of {len(files):,}")
+            if pixels is None:
+                continue
+            if channels == 1 and np.ptp(pixels, axis=2).any():  # begin again, in colour
+                return decode(files, size, npy, channels=3)
+            npy.write(pixels[..., :channels].tobytes())
+            count += 1
+    if not count:
         raise Problem(f"DATA={DATA}: no picture in this folder that can be read")
-    images = images if all(good) else images[good]
-    grey = all((image == image[..., :1]).all() for image in images)
-    return np.ascontiguousarray(images[..., :1]) if grey else images
+    write_header(count)
+    npy.flush()
 
 
 def read_picture(file, size):

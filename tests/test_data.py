@@ -54,11 +54,12 @@ def plain(color, mode="L", size=(8, 8)):
 
 
 @pytest.fixture
-def load(small):
+def load(small, tmp_path_factory):
     """Return a function that loads the images at a path."""
+    out = str(tmp_path_factory.mktemp("out"))
 
     def load(data, **settings):
-        small(DATA=str(data), **settings)
+        small(DATA=str(data), OUT=out, **settings)
         images = gan.load_images()[1]
         assert images.dtype == np.uint8 and images.ndim == 4
         return images
@@ -280,6 +281,34 @@ def test_every_bad_image_is_named_and_skipped_without_disorder(load, tmp_path, c
     warnings = sorted(capsys.readouterr().err.splitlines())
     for i, warning in zip(range(0, 250, 9), warnings, strict=True):
         assert "warning" in warning and f"{i:03}.png" in warning
+
+
+def test_a_folder_is_decoded_once_until_it_changes(load, tmp_path, monkeypatch, capsys):
+    reads, read = [], gan.read_picture
+    monkeypatch.setattr(gan, "read_picture", lambda *words: reads.append(words) or read(*words))
+    for i in range(3):
+        save(tmp_path / f"{i}.png", plain(80 * i))
+    first, again = load(tmp_path, IMAGE_SIZE=8), load(tmp_path)
+    assert len(reads) == 3 and np.array_equal(first, again) and isinstance(again, np.memmap)
+    (tmp_path / "1.png").unlink()
+    assert load(tmp_path)[:, 0, 0, 0].tolist() == [0, 160]
+    assert len(list(Path(gan.OUT, "cache").iterdir())) == 1  # the old one is gone
+    assert len(reads) == 5
+    assert load(tmp_path, IMAGE_SIZE=9).shape == (2, 9, 9, 1)
+    assert len(list(Path(gan.OUT, "cache").iterdir())) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_disk_without_room_for_the_decoded_images_is_told_and_memory_used(
+    load, tmp_path, monkeypatch, capsys
+):
+    def full(path, save):
+        raise OSError(28, "No space left on device")
+
+    save(tmp_path / "a.png", plain((90, 80, 70), "RGB"))
+    monkeypatch.setattr(gan, "write", full)
+    assert load(tmp_path, IMAGE_SIZE=8)[0, 0, 0].tolist() == [90, 80, 70]
+    assert "No space left" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_usable_image_is_a_problem(load, tmp_path):
