@@ -925,7 +925,7 @@ def save_page(folder, gan, done=False):
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
-COLLAPSE = "   ! mode collapse, G makes one image again and again: try GRADIENT_PENALTY=1"
+COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, or for a dcgan PENALTY_EVERY=2"
 OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: try GRADIENT_PENALTY=1"
 
 
@@ -1187,7 +1187,7 @@ def run(resume, run_folder, changes):
     with lock(folder):
         if resume:
             restore(gan, saved_in)
-        for leftover in folder.rglob("tmp-*"):  # of a killed process
+        for leftover in folder.rglob("tmp-[0-9]*-*"):  # of a killed process
             leftover.unlink()
         text = json.dumps(current_settings(), indent=1)
         write(folder / "settings.json", lambda temporary: temporary.write_text(text))

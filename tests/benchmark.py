@@ -145,6 +145,7 @@ def tutorial_rate(generator, discriminator, real):
 def recipes(options):
     """Print images/s of the README's recipes, and of the nets of TensorFlow's DCGAN tutorial."""
     readme = Path(gan.__file__).with_name("README.md").read_text("utf-8")
+    readme = readme.replace(" \\\n", "")
     found = re.findall(r"^    # (.+)\n    python gan\.py ([A-Z].*)", readme, re.MULTILINE)
     nets = "the nets of TensorFlow's DCGAN tutorial"
     generator, discriminator = tutorial_networks()

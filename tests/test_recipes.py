@@ -1,11 +1,7 @@
 """The dcgan, and the systems that people come from: each by settings alone."""
 
-import re
-import shlex
-
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import gan
 
@@ -70,14 +66,6 @@ def test_a_system_has_its_authors_parameters_and_both_its_networks_move(small, s
     for network, old in zip(networks, before):
         for weight, value in zip(network.weights, old):
             assert not np.array_equal(weight.numpy(), value), weight.path
-
-
-def test_the_settings_of_every_recipe_in_the_readme_are_accepted(small):
-    readme = (ROOT / "README.md").read_text("utf-8")
-    recipes = re.findall("^ +python gan.py (.*(?:Z_SIZE|MODEL=dcgan).*)$", readme, re.MULTILINE)
-    assert len(recipes) >= 6
-    for recipe in recipes:
-        gan.change_settings(dict(map(gan.parse_setting, shlex.split(recipe))))
 
 
 def test_a_dcgan_is_built_of_strided_convolutions_alone_for_images_of_any_size(small):
