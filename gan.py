@@ -1112,11 +1112,12 @@ def current_settings():
 
 
 def change_settings(changes):
-    """Set the settings to these, and check all of them. Raises Problem for a bad one."""
-    globals().update(changes)
-    for name, default in DEFAULTS.get(MODEL, {}).items():
-        globals()[name] = default if globals()[name] is None else globals()[name]
-    for name, value in current_settings().items():
+    """Check all settings, with these changes, and set them. Raises Problem for a bad one."""
+    settings = current_settings() | changes
+    for name, default in DEFAULTS.get(str(settings["MODEL"]), {}).items():
+        if settings[name] is None:
+            settings[name] = default
+    for name, value in settings.items():
         value = tuple(value) if isinstance(value, list) else value
         if not accepts(name, value):
             raise Problem(f"{name}={value!r}: it must be {takes(name)}")
@@ -1124,7 +1125,8 @@ def change_settings(changes):
             value = os.path.expanduser(value)
         if name == "DATA" and value not in ("mnist", "digits"):
             value = os.path.abspath(value)  # to resume from anywhere
-        globals()[name] = value
+        settings[name] = value
+    globals().update(settings)
 
 
 def describe(name, images, gan, folder):
@@ -1167,7 +1169,8 @@ def run(resume, run_folder, changes):
     name, images = load_images()
     if resume and name == "digits" != DATA:
         raise Problem(f"DATA={DATA} failed to load, so this run cannot go on")
-    globals().update(DATA="digits" if name == "digits" else DATA)
+    if name == "digits":
+        change_settings({"DATA": name})
     devices = strategy.num_replicas_in_sync if strategy else 1
     most = max(2, len(images) // D_STEPS)
     if BATCH_SIZE > most:
@@ -1212,7 +1215,7 @@ def train_run(gan, images, folder):
         save_history(folder)
         if CATEGORIES > 1:
             write(folder / "categories.png", picture_categories(gan.average).save)
-        save_page(folder, gan, finished)
+        save_page(folder, gan, done=True)
         if not finished:
             print(f"\nStopped; nothing is lost. To go on:\n    {command}")
             return 128 + signals[0]
