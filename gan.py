@@ -20,6 +20,7 @@ import faulthandler
 import glob
 import gzip
 import hashlib
+import html
 import importlib.util
 import io
 import json
@@ -30,6 +31,7 @@ import shlex
 import shutil
 import signal
 import socket
+import string
 import sys
 import tempfile
 import time
@@ -201,53 +203,6 @@ def draw_noise(count, key):
     if isinstance(PRIOR, str):
         return tf.random.stateless_normal(shape, seed)
     return tf.random.stateless_uniform(shape, seed, *PRIOR)
-
-
-def augment(images, key, purpose):
-    """Return images [n, H, W, C] mirrored, shifted, partly blanked at random (arXiv:2006.10738)."""
-    height, width = images.shape[1:3]
-    seed = tf.random.fold_in(tf.stack([SEED, tf.cast(key, tf.int64)]), purpose)
-    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed)
-    down, right, mirror, top, left = tf.unstack(draws)  # [n, 1] each, in 0..1
-    rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
-    columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
-    columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
-    # Rows and columns are moved by a product with ones and zeros; the rim is repeated.
-    rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
-    columns = tf.one_hot(tf.clip_by_value(columns, 0, width - 1), width)
-    images = tf.einsum("nyh,nxw,nhwc->nyxc", rows, columns, images)
-    # The blank, in the middle grey, is half as high and wide as the image.
-    in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - top) < 0.25  # [n, H]
-    in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - left) < 0.25
-    blank = in_rows[:, :, None, None] & in_columns[:, None, :, None]
-    return tf.where(blank, to_floats(127.5), images)
-
-
-def to_floats(pixels):
-    """Return pixels of 0..255 as floats in OUTPUT's range."""
-    floats = tf.cast(pixels, tf.float32)
-    return floats / 127.5 - 1.0 if OUTPUT == "tanh" else floats / 255.0
-
-
-class FusedAdam(keras.optimizers.Adam):
-    """Keras' Adam (arXiv:1412.6980), one fused kernel per variable: a quarter faster in all."""
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Move the variable by its gradient, both of one shape."""
-        index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, tf.float32)
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=1e-7,
-            grad=gradient,
-        )
 
 
 class GAN:
@@ -619,6 +574,54 @@ def narrow(numbers):
     return np.uint8(np.rint((numbers - low) * (255 / (high - low or 1))))
 
 
+# ---- Altered images, and a faster Adam ----
+def to_floats(pixels):
+    """Return pixels of 0..255 as floats in OUTPUT's range."""
+    floats = tf.cast(pixels, tf.float32)
+    return floats / 127.5 - 1.0 if OUTPUT == "tanh" else floats / 255.0
+
+
+def augment(images, key, purpose):
+    """Return images [n, H, W, C] mirrored, shifted, partly blanked at random (arXiv:2006.10738)."""
+    height, width = images.shape[1:3]
+    seed = tf.random.fold_in(tf.stack([SEED, tf.cast(key, tf.int64)]), purpose)
+    draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed)
+    down, right, mirror, top, left = tf.unstack(draws)  # [n, 1] each, in 0..1
+    rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
+    columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
+    columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
+    # Rows and columns are moved by a product with ones and zeros; the rim is repeated.
+    rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
+    columns = tf.one_hot(tf.clip_by_value(columns, 0, width - 1), width)
+    images = tf.einsum("nyh,nxw,nhwc->nyxc", rows, columns, images)
+    # The blank, in the middle grey, is half as high and wide as the image.
+    in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - top) < 0.25  # [n, H]
+    in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - left) < 0.25
+    blank = in_rows[:, :, None, None] & in_columns[:, None, :, None]
+    return tf.where(blank, to_floats(127.5), images)
+
+
+class FusedAdam(keras.optimizers.Adam):
+    """Keras' Adam (arXiv:1412.6980), one fused kernel per variable: a quarter faster in all."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move the variable by its gradient, both of one shape."""
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=1e-7,
+            grad=gradient,
+        )
+
+
 # ---- Runs: each has its folder of pictures, figures and checkpoints, from which it can go on ----
 EARLY = 10, 30, 100, 300  # iterations of the first epoch that leave a picture
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
@@ -837,87 +840,74 @@ def picture_categories(generator):
 
 
 def epoch_pictures(folder):
-    """Return [(epoch, iteration or 0, path)] of a run's pictures, in the order of training."""
+    """Return [(title, path)] of a run's pictures, in the order of training."""
     found = [re.fullmatch(r"epoch-(\d+)(?:-(\d+))?\.png", path.name) for path in folder.iterdir()]
-    return sorted((int(m[1]), int(m[2] or 0), folder / m[0]) for m in found if m)
-
-
-def picture_title(epoch, iteration):
-    """Return what is written above a picture."""
-    return f"iteration {iteration}" if iteration else f"epoch {epoch}"
+    numbers = sorted((int(match[1]), int(match[2] or 0), match[0]) for match in found if match)
+    return [(f"iteration {i}" if i else f"epoch {e}", folder / name) for e, i, name in numbers]
 
 
 def save_history(folder):
-    """Write training.gif and, of the first rows of some pictures, progress.png."""
+    """Write training.gif: a frame for each of the run's pictures, or for a hundred of them."""
     pictures = epoch_pictures(folder)
-    chosen = [pictures[i] for i in np.unique(np.linspace(0, len(pictures) - 1, 100, dtype=int))]
-    frames, rows, times = [], [], []
-    for epoch, iteration, file in chosen:
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, 100, dtype=int))
+    frames, times = [], []
+    for title, file in [pictures[i] for i in chosen]:
         try:
             picture = Image.open(file).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             tell(f"warning: {file} is not in training.gif: {error}")
             continue
-        title = picture_title(epoch, iteration)
         frame = picture.reduce(max(1, round(picture.width / 350)))
         frame = ImageOps.expand(frame, (0, 30, 0, 0), "white")
         ImageDraw.Draw(frame).text((6, 15), title, "black", LARGE_FONT, "lm")
         frames.append(frame.quantize(64))
-        times.append(700 if epoch == 0 else max(80, 6000 // len(chosen)))  # milliseconds
-        row = picture.crop((0, 0, picture.width, picture.height // GRID))
-        row = ImageOps.expand(row, (170, 0, 0, 0), "white")
-        ImageDraw.Draw(row).text((160, row.height // 2), title, "black", LARGE_FONT, "rm")
-        rows.append(row)
-    if not frames:
-        return
-    every = math.ceil(len(rows) / 11)
-    some = rows[(len(rows) - 1) % every :: every]  # with the last one
-    times[-1] = 2000
-    options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
-    write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
-    write(folder / "progress.png", Image.fromarray(np.concatenate(some)).save)
+        beginning = file.name.startswith("epoch-000")
+        times.append(700 if beginning else max(80, 6000 // len(chosen)))  # milliseconds
+    if frames:
+        times[-1] = 2000
+        options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
+        write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
 
 
-PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><title>gan.py</title>
+PAGE = string.Template("""<!DOCTYPE html><html><head><meta charset="utf-8"><title>$name</title>
 <meta name="viewport" content="width=device-width"><style>
 body { font: 16px sans-serif; max-width: 1250px; margin: 1em auto; padding: 0 1em; }
-img { max-width: 100%; } #slider { width: 100%; } p, pre { overflow-x: auto; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1em; }
-</style></head><body><h2 id="name"></h2><p id="figures"></p>
-<input id="slider" type="range" min="0"><div class="pictures">
-<div><h3 id="title"></h3><img id="fakes"></div><div><h3>real images</h3><img src="real.png"></div>
-</div><div class="pictures" id="others"></div><h3>settings</h3><pre id="settings"></pre><script>
-const run = RUN, last = run.pictures.length - 1, slider = document.getElementById("slider");
-const put = (id, text) => document.getElementById(id).textContent = text;
-put("name", run.name + (run.done ? "" : ": in training, this page renews itself"));
-put("figures", run.figures); put("settings", run.settings); slider.max = last;
-slider.value = location.hash ? location.hash.slice(1) : last;  // the place before a reload
-slider.oninput = () => { show();
-  location.replace("#" + (slider.value == last ? "" : slider.value)); };
-const show = () => { const [title, file] = run.pictures[slider.value];
-  put("title", title); document.getElementById("fakes").src = file; };
-for (const file of run.others) { const image = new Image();
-  image.src = file + "?" + last; document.getElementById("others").append(image); }
-onkeydown = () => slider.focus(); show();
-if (!run.done) setTimeout(() => location.reload(), 5000);
+img { max-width: 100%; } #slider { width: 100%; } pre { overflow-x: auto; }
+div { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1em; }
+</style></head><body><h2>$name</h2><p>$figures</p><input id="slider" type="range" min="0">
+<div><p><b id="title"></b><br><img id="fakes"></p>
+<p><b>real images</b><br><img src="real.png"></p></div>
+<div>$others</div><h3>settings</h3><pre>$settings</pre><script>
+const pictures = $pictures, last = pictures.length - 1, place = location.hash.slice(1);
+slider.max = last;
+slider.value = place || last;
+slider.oninput = () => {
+  [title.textContent, fakes.src] = pictures[slider.value];
+  // The place is kept over a reload; at the right end, the slider follows the newest picture.
+  location.replace("#" + (slider.value == last ? "" : slider.value));
+};
+slider.oninput();
+onkeydown = () => slider.focus();
+if ($training) setTimeout(() => location.reload(), 5000);
 </script></body></html>
-"""
+""")
 
 
 def save_page(folder, gan, done=False):
     """Write index.html, which shows the run in a browser: from the disk, without a server."""
-    names = ("losses.png", "categories.png", "training.gif")
-    columns = [] if not gan.rows else zip(COLUMNS, gan.rows[-1])
-    pictures = [(picture_title(*number), file.name) for *number, file in epoch_pictures(folder)]
-    run = {
-        "name": folder.name,
-        "done": done,
-        "pictures": pictures,
-        "others": [name for name in names if (folder / name).exists()],
-        "figures": ", ".join(f"{name} {value:,.2f}" for name, value in columns),
-        "settings": "\n".join(f"{name}={value}" for name, value in current_settings().items()),
-    }
-    text = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))
+    pictures = [(title, file.name) for title, file in epoch_pictures(folder)]
+    others = [folder / name for name in ("losses.png", "categories.png", "training.gif")]
+    figures = zip(COLUMNS, gan.rows[-1]) if gan.rows else []
+    settings = "\n".join(f"{name}={value}" for name, value in current_settings().items())
+    text = PAGE.substitute(
+        name=html.escape(folder.name + ("" if done else ": in training, this page renews itself")),
+        figures=", ".join(f"{name} {value:,.2f}" for name, value in figures),
+        # A number behind a picture's name has the browser read it anew.
+        others="".join(f'<img src="{p.name}?{len(pictures)}">' for p in others if p.exists()),
+        settings=html.escape(settings),
+        pictures=json.dumps(pictures),
+        training=json.dumps(not done),
+    )
     write(folder / "index.html", lambda temporary: temporary.write_text(text, "utf-8"))
 
 
@@ -1037,8 +1027,6 @@ def save_epoch(gan, folder, picture):
 
 
 # ---- Command line ----
-SEVERAL = {"G_HIDDEN": "256,512", "D_HIDDEN": "512,256", "IMAGE_SIZE": "width,height"}
-RANGES = "PRIOR", "EARLY_STOP"
 # fmt: off
 CHOICES = {
     "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),
@@ -1054,21 +1042,23 @@ LIMITS = {  # the least and the greatest number; where these are whole, it is, t
     "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 0.999999), "BETA_2": (0.0, 0.999999),
     "D_STEPS": (1, 20), "G_STEPS": (1, 20), "EMA": (0.0, 0.9999999), "GRID": (1, 64),
 }
+LISTS = {  # settings that are several numbers, or can be
+    "G_HIDDEN": "256,512", "D_HIDDEN": "512,256", "IMAGE_SIZE": "width,height",
+    "PRIOR": "low,high", "EARLY_STOP": "low,high",
+}
 # fmt: on
 SETTINGS = ["DATA", "OUT", *LIMITS, *CHOICES]
 
 
 def takes(name):
     """Return in words what the setting of that name can be."""
-    words = [str(choice) for choice in CHOICES.get(name, ["a path"])]
+    words = [str(choice) for choice in CHOICES.get(name, [])]
     if name in LIMITS:
         low, high = LIMITS[name]
-        words = [f"{'a whole number' if isinstance(low, int) else 'a number'}, {low} to {high}"]
-    if name in RANGES:
-        words.append("low,high")
-    if name in SEVERAL:
-        words.append(SEVERAL[name])
-    return " or ".join(words)
+        words.append(f"{'a whole number' if isinstance(low, int) else 'a number'}, {low} to {high}")
+    if name in LISTS:
+        words.append(LISTS[name])
+    return " or ".join(words) or "a path"
 
 
 def accepts(name, value):
@@ -1079,14 +1069,13 @@ def accepts(name, value):
         return True
     low, high = LIMITS.get(name, (-math.inf, math.inf))
     kinds = [int] if isinstance(low, int) else [int, float]
-    numbers = value if isinstance(value, tuple) else (value,)
+    several = isinstance(value, tuple)
+    numbers = value if several else (value,)
     if not all(type(number) in kinds and low <= number <= high for number in numbers):
         return False
-    if name in RANGES:
+    if LISTS.get(name) == "low,high":
         return len(numbers) == 2 and numbers[0] < numbers[1]
-    if isinstance(value, tuple):
-        return name in SEVERAL and len(numbers) >= 2
-    return name in LIMITS
+    return name in LISTS and len(numbers) >= 2 if several else name in LIMITS
 
 
 def parse_setting(word):

@@ -126,7 +126,7 @@ def test_a_run_prints_what_it_trains_and_a_row_for_each_epoch(finished):
 def test_a_run_leaves_pictures_figures_networks_settings_and_checkpoints(finished):
     folder, _, _ = finished
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
-    pictures = {f"epoch-00{i}.png" for i in range(3)} | {"real.png", "losses.png", "progress.png"}
+    pictures = {f"epoch-00{i}.png" for i in range(3)} | {"real.png", "losses.png"}
     pictures |= {"epoch-000-00010.png", "epoch-000-00030.png"}
     others = {"settings.json", "losses.csv", "index.html", "training.gif", "checkpoint", "lock"}
     assert names == pictures | others | {"generator.keras", "discriminator.keras"}
