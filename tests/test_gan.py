@@ -166,9 +166,9 @@ def test_an_epoch_has_as_many_batches_as_the_data_but_at_least_a_hundred(small, 
     many = np.broadcast_to(np.uint8(0), (60000, 8, 8, 1))
     for batch_size, d_steps, expected in ((100, 1, 600), (100, 2, 300), (6000, 1, 100)):
         small(BATCH_SIZE=batch_size, D_STEPS=d_steps)
-        assert gan.GAN(many).iterations == expected
+        assert gan.GAN(many).epoch_iterations == expected
     small(BATCH_SIZE=20, D_STEPS=1)
-    assert gan.GAN(images).iterations == 100
+    assert gan.GAN(images).epoch_iterations == 100
 
 
 def test_every_pass_over_the_images_has_its_own_order(small, tmp_path):
