@@ -73,7 +73,9 @@ CATEGORIES = None         # discrete latent categories that G learns by itself;
 PRIOR = "sphere"          # of z: "normal", "sphere" (one length) or low,high
 G_HIDDEN = 1024           # units of an mlp's hidden layer; two layers: 256,512
 D_HIDDEN = 768            # more: sharper, slower
-CHANNELS = 32             # of a dcgan: filters by the image; doubled inwards
+CHANNELS = 56,32          # of a dcgan: G's, D's filters by the image, doubled
+                          # inwards; more: sharper, slower; one number for both
+KERNEL = 4                # of a dcgan: side of a filter; odd ones leave a hatch
 ACTIVATION = "relu"       # of an mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -82,16 +84,17 @@ BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier
-                          # None: 0.05, for a dcgan 0.1
+                          # None: 0.05, for a dcgan 0.02
 PENALTY_EVERY = 8         # lazily: every so many steps, that much stronger
 # Training
 EPOCHS = 19               # passes over the data, each of 100 iterations or more
 BATCH_SIZE = 100          # images per update, over all devices
-LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.0015
+LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.003
 G_RATE = 2.0              # G's learning rate is this times D's
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient
-BETA_2 = 0.99             # Adam's decay of the mean squared gradient
+BETA_2 = None             # Adam's decay of the mean squared gradient
+                          # None: 0.99, for a dcgan 0.9
 D_STEPS = 1               # updates of D per iteration
 G_STEPS = 1               # updates of G per iteration
 EMA = 0.999               # decay of the average of G's weights; 0: off
@@ -101,10 +104,12 @@ GRID = 10                 # pictures show GRID x GRID images
 OUT = "samples"           # folder of the runs
 # fmt: on
 
-# What None becomes, by MODEL.
-DEFAULTS = {
-    "mlp": {"Z_SIZE": 14, "CATEGORIES": 28, "LEARNING_RATE": 0.004, "GRADIENT_PENALTY": 0.05},
-    "dcgan": {"Z_SIZE": 64, "CATEGORIES": 1, "LEARNING_RATE": 0.0015, "GRADIENT_PENALTY": 0.1},
+DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
+    "Z_SIZE": (14, 64),
+    "CATEGORIES": (28, 1),
+    "GRADIENT_PENALTY": (0.05, 0.02),
+    "LEARNING_RATE": (0.004, 0.003),
+    "BETA_2": (0.99, 0.9),
 }
 
 
@@ -114,13 +119,13 @@ def noise_size():
     return Z_SIZE + (CATEGORIES if CATEGORIES > 1 else 0)
 
 
-def stages(shape):
-    """Return the shapes (H, W, C) of a dcgan's stages, beginning with the image's own."""
+def stages(shape, channels):
+    """Return the shapes (H, W, C) of a dcgan's stages, from the image's own; channels by it."""
     shapes = [shape]
     while min(shape[:2]) > 7:  # halve the sides, rounded up
-        channels = CHANNELS * 2 ** (len(shapes) - 1)
         shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
         shapes.append(shape)
+        channels *= 2
     return shapes
 
 
@@ -144,13 +149,14 @@ def build_generator(shape):
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
-        *larger, smallest = stages(shape)
+        g_channels, _ = np.broadcast_to(CHANNELS, 2).tolist()
+        *larger, smallest = stages(shape, g_channels)
         x = layers.Dense(math.prod(smallest), kernel_initializer="he_normal")(x)
         x = layers.Reshape(smallest)(x)
         for height, width, channels in reversed(larger):
             x = activate(x, "relu", BATCH_NORM)
-            x = layers.Conv2DTranspose(channels, 5, 2, "same", kernel_initializer="he_normal")(x)
-            x = x[:, :height, :width]  # crop: odd sides were rounded up when halved
+            up = layers.Conv2DTranspose(channels, KERNEL, 2, "same", kernel_initializer="he_normal")
+            x = up(x)[:, :height, :width]  # crop: odd sides were rounded up when halved
         images = layers.Activation(OUTPUT)(x)
     else:
         for units in np.atleast_1d(G_HIDDEN).tolist():
@@ -164,8 +170,9 @@ def build_discriminator(shape):
     x = images = keras.Input(shape)
     normalize = BATCH_NORM is True
     if MODEL == "dcgan":  # each stage halves the sides
-        for i, (_, _, channels) in enumerate(stages(shape)[1:]):
-            x = layers.Conv2D(channels, 5, 2, "same", kernel_initializer="he_normal")(x)
+        _, d_channels = np.broadcast_to(CHANNELS, 2).tolist()
+        for i, (_, _, channels) in enumerate(stages(shape, d_channels)[1:]):
+            x = layers.Conv2D(channels, KERNEL, 2, "same", kernel_initializer="he_normal")(x)
             x = activate(x, "leaky_relu", normalize and i > 0)  # not where images come in
     x = layers.Flatten()(x)
     if MODEL == "mlp":
@@ -627,7 +634,7 @@ CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 # What a resumed run cannot change.
 FIXED = ["IMAGE_SIZE", "SEED", "MODEL", "Z_SIZE", "CATEGORIES", "PRIOR", "G_HIDDEN"]
-FIXED += ["D_HIDDEN", "CHANNELS", "OUTPUT", "BATCH_NORM", "GRID"]
+FIXED += ["D_HIDDEN", "CHANNELS", "KERNEL", "OUTPUT", "BATCH_NORM", "GRID"]
 
 
 def write(path, save):
@@ -675,12 +682,9 @@ def make_folder(name):
 
 def lock(folder):
     """Return an open file whose lock keeps other processes out of the run. Raises Problem."""
+    held = PermissionError if os.name == "nt" else BlockingIOError
     try:
         file = open(folder / "lock", "ab")
-    except OSError as error:
-        tell(f"warning: {error}; do not train this run twice at the same time")
-        return contextlib.nullcontext()
-    try:
         if os.name == "nt":
             import msvcrt
 
@@ -689,12 +693,12 @@ def lock(folder):
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
+        return file
+    except held:
         raise Problem(f"{folder} is in use by another process") from None
     except (OSError, ImportError) as error:  # a disk, or a Python, without locks
         tell(f"warning: no lock ({error}); do not train this run twice at the same time")
-    return file
+        return contextlib.nullcontext()
 
 
 def open_run(run, out):
@@ -704,7 +708,7 @@ def open_run(run, out):
     if not file:
         raise Problem(f"{run or out}: no run there yet (no settings.json)")
     try:
-        saved = {"CATEGORIES": 1} | json.loads(file.read_text())  # early runs had no CATEGORIES
+        saved = {"CATEGORIES": 1, "KERNEL": 5} | json.loads(file.read_text())  # of early runs
     except (ValueError, TypeError) as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     return file.parent, {name: saved[name] for name in SETTINGS if name in saved}
@@ -816,9 +820,9 @@ def plot(rows):
 
 
 def in_category(noise, categories):
-    """Return noise [n, noise_size()] whose images are of these categories [n]."""
+    """Return noise [n, noise_size()] with images of that category, of these [n], or (None) any."""
     noise = np.array(noise)
-    if CATEGORIES > 1:
+    if CATEGORIES > 1 and categories is not None:
         noise[:, Z_SIZE:] = np.eye(CATEGORIES)[categories]
     return noise
 
@@ -924,14 +928,14 @@ def pixel_spread(images):
 
 
 def save_picture(gan, folder, name):
-    """Write a picture of images by the average generator, always from the same noise."""
-    noise = draw_noise(max(256, GRID**2), PICTURES_KEY)[: GRID**2]
-    write(folder / name, tile(generate(gan.average, noise), GRID).save)
+    """Write a picture of the average generator's images, from the same noise always; return all."""
+    fakes = generate(gan.average, draw_noise(max(256, GRID**2), PICTURES_KEY))
+    write(folder / name, tile(fakes[: GRID**2], GRID).save)
+    return fakes
 
 
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
-    noise = draw_noise(max(256, GRID**2), PICTURES_KEY)
     real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0
     installed, said = importlib.util.find_spec("tensorboard"), set()
     board = tf.summary.create_file_writer(str(folder)) if installed else None
@@ -946,20 +950,21 @@ def train(gan, images, folder, signals):
         speed = train_epoch(gan, images, folder, signals)
         if not speed:
             return False
-        fakes = generate(gan.average, noise)
+        fakes = save_picture(gan, folder, f"epoch-{gan.epoch + 1:03}.png")
         iterations, *sums = gan.sums.numpy().tolist()
         means, spread = [total / iterations for total in sums], pixel_spread(fakes) / real_spread
         seconds, began = time.perf_counter() - began, time.perf_counter()
         gan.rows.append([gan.epoch + 1.0, *means, spread, speed, seconds])
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.sums.assign(tf.zeros_like(gan.sums))
-        row, picture = dict(zip(COLUMNS, gan.rows[-1])), tile(fakes[: GRID**2], GRID)
-        save_epoch(gan, folder, picture)
+        row = dict(zip(COLUMNS, gan.rows[-1]))
+        save_epoch(gan, folder)
         if board:
             with board.as_default(gan.epoch):
                 for name in COLUMNS[1:]:
                     tf.summary.scalar(name, row[name])
-                tf.summary.image("samples", np.atleast_3d(picture)[np.newaxis])
+                picture = np.atleast_3d(tile(fakes[: GRID**2], GRID))
+                tf.summary.image("samples", picture[np.newaxis])
             board.flush()
         print(ROW.format(epochs=EPOCHS, **row))
         if gan.epoch == first < EPOCHS:
@@ -1012,9 +1017,8 @@ def train_epoch(gan, images, folder, signals):
     return float(np.median(speeds[1:] or speeds))
 
 
-def save_epoch(gan, folder, picture):
+def save_epoch(gan, folder):
     """Write an epoch's files, its checkpoint last: after a crash before that, it is repeated."""
-    write(folder / f"epoch-{gan.epoch:03}.png", picture.save)
     table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
     write(folder / "losses.csv", lambda temporary: np.savetxt(temporary, gan.rows, **table))
     write(folder / "losses.png", plot(gan.rows).save)
@@ -1034,15 +1038,16 @@ CHOICES = {
 }
 LIMITS = {  # least and greatest number; only whole numbers where these are whole
     "IMAGE_SIZE": (2, 1024), "SEED": (0, 2**31 - 1), "Z_SIZE": (1, 65536), "CATEGORIES": (1, 1000),
-    "G_HIDDEN": (1, 65536), "D_HIDDEN": (1, 65536), "CHANNELS": (1, 4096), "LEAK": (0.0, 1.0),
-    "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9), "PENALTY_EVERY": (1, 1000),
-    "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6), "LEARNING_RATE": (1e-12, 1e12),
-    "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 0.999999), "BETA_2": (0.0, 0.999999),
-    "D_STEPS": (1, 20), "G_STEPS": (1, 20), "EMA": (0.0, 0.9999999), "GRID": (1, 64),
+    "G_HIDDEN": (1, 65536), "D_HIDDEN": (1, 65536), "CHANNELS": (1, 4096), "KERNEL": (2, 15),
+    "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
+    "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
+    "LEARNING_RATE": (1e-12, 1e12), "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 0.999999),
+    "BETA_2": (0.0, 0.999999), "D_STEPS": (1, 20), "G_STEPS": (1, 20), "EMA": (0.0, 0.9999999),
+    "GRID": (1, 64),
 }
 LISTS = {  # settings that are several numbers, or can be
     "G_HIDDEN": "256,512", "D_HIDDEN": "512,256", "IMAGE_SIZE": "width,height",
-    "PRIOR": "low,high", "EARLY_STOP": "low,high",
+    "CHANNELS": "G,D", "PRIOR": "low,high", "EARLY_STOP": "low,high",
 }
 # fmt: on
 SETTINGS = ["DATA", "OUT", *LIMITS, *CHOICES]
@@ -1063,7 +1068,7 @@ def accepts(name, value):
     """Return whether the setting of that name can have that value."""
     if name in ("DATA", "OUT"):
         return isinstance(value, str) and value != ""
-    if value is None and name in DEFAULTS["mlp"]:
+    if value is None and name in DEFAULTS:
         return True
     if any(type(value) is type(choice) and value == choice for choice in CHOICES.get(name, [])):
         return True
@@ -1103,9 +1108,9 @@ def current_settings():
 def change_settings(changes):
     """Check all settings, with these changes, and set them. Raises Problem for a bad one."""
     settings = current_settings() | changes
-    for name, default in DEFAULTS.get(str(settings["MODEL"]), {}).items():
+    for name, (for_mlp, for_dcgan) in DEFAULTS.items():
         if settings[name] is None:
-            settings[name] = default
+            settings[name] = for_dcgan if settings["MODEL"] == "dcgan" else for_mlp
     for name, value in settings.items():
         value = tuple(value) if isinstance(value, list) else value
         if not accepts(name, value):
@@ -1241,16 +1246,12 @@ def sample(count, run_folder, changes, category=None):
     for old in generated.glob("[0-9]" * 5 + "*.png"):
         if old.stem.isdecimal():  # of an older call, not a user's own: these do not mix
             old.unlink()
-
-    def noise(count, key):
-        drawn = draw_noise(count, key)
-        return drawn if category is None else in_category(drawn, category)
-
     for start in range(0, count, 500):
-        images = generate(generator, noise(500, SAMPLE_KEY - start))[: count - start]
-        for i, image in enumerate(images, start):
+        noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)
+        for i, image in enumerate(generate(generator, noise)[: count - start], start):
             Image.fromarray(np.squeeze(image)).save(generated / f"{i:05}.png")
-    write(folder / "grid.png", tile(generate(generator, noise(GRID**2, SAMPLE_KEY)), GRID).save)
+    noise = in_category(draw_noise(GRID**2, SAMPLE_KEY), category)
+    write(folder / "grid.png", tile(generate(generator, noise), GRID).save)
     if CATEGORIES > 1:
         write(folder / "categories.png", picture_categories(generator).save)
     # A row walks from one z to another in one category.

@@ -17,14 +17,6 @@ def test_frechet_distance_of_a_shifted_set_is_the_shifts_square(shift):
     assert frechet(rows, rows + shift) == pytest.approx(np.square(shift).sum(), abs=1e-9)
 
 
-def test_frechet_distance_of_a_scaled_set_is_that_of_its_deviations():
-    rows = normal(500, 8)
-    rows -= rows.mean(0)
-    expected = (3 - 1) ** 2 * np.trace(np.cov(rows, rowvar=False))
-    assert frechet(rows, 3 * rows) == pytest.approx(expected)
-    assert frechet(3 * rows, rows) == pytest.approx(expected)
-
-
 def test_frechet_distance_bears_a_feature_that_never_fires():
     rows = normal(500, 8) * (np.arange(8) > 0)
     assert frechet(rows, rows + 1) == pytest.approx(8)
@@ -36,13 +28,6 @@ def test_parzen_with_one_sample_is_a_gaussian():
     assert sigma == pytest.approx(0.2, rel=0.1)
     expected = -np.square(test).sum(1).mean() / (2 * sigma**2)
     assert found == pytest.approx(expected - 5 / 2 * math.log(2 * math.pi * sigma**2))
-
-
-def test_parzen_is_finite_far_from_all_samples_and_counts_them():
-    far = np.ones((3, 10000))
-    one, sigma = parzen(np.zeros((1, 10000)), far, far)
-    assert sigma == pytest.approx(0.4) and math.isfinite(one)
-    assert parzen(np.zeros((7, 10000)), far, far)[0] == pytest.approx(one)
 
 
 @pytest.mark.parametrize("shift, share", [(0, 1), (100, 0)])

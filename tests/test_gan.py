@@ -27,12 +27,6 @@ def same(first, second):
 
 
 # Networks ---------------------------------------------------------------------------------------
-def test_hidden_takes_the_units_of_one_layer_or_of_several(small):
-    small(Z_SIZE=10, CATEGORIES=1, G_HIDDEN=128, D_HIDDEN=(20, 30))
-    assert gan.build_generator((5, 7, 3)).count_params() == 11 * 128 + 129 * 105
-    assert gan.build_discriminator((5, 7, 3)).count_params() == 106 * 20 + 21 * 30 + 31
-
-
 @pytest.mark.parametrize("output, low", [("tanh", -1), ("sigmoid", 0)])
 def test_images_stay_in_the_range_of_output(small, output, low):
     small(OUTPUT=output, PRIOR="normal")

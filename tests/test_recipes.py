@@ -12,12 +12,13 @@ DEEP = {"Z_SIZE": 100, "G_HIDDEN": (256, 512, 1024), "D_HIDDEN": (512, 256), "BA
 TANH = {"ACTIVATION": "tanh"}
 LEAKY = {"ACTIVATION": "leaky_relu", "OUTPUT": "tanh"}
 RADFORD = {"MODEL": "dcgan", "CHANNELS": 64, "BATCH_NORM": True, "Z_SIZE": 100, "OUTPUT": "tanh"}
-BETTER = {"MODEL": "dcgan", "CHANNELS": 32, "Z_SIZE": 8}
+RADFORD["KERNEL"] = 5
+BETTER = {"MODEL": "dcgan", "CHANNELS": (56, 32), "Z_SIZE": 8}
 
 
-def conv(inputs, outputs):
+def conv(inputs, outputs, side=5):
     """Return the number of weights and biases of a convolution."""
-    return (25 * inputs + 1) * outputs
+    return (side**2 * inputs + 1) * outputs
 
 
 # The images and settings of each system, and what its author's G and D count: weights, biases
@@ -47,8 +48,8 @@ SYSTEMS = {
     "better dcgan": (
         GREY,
         BETTER,
-        9 * 3136 + conv(64, 32) + conv(32, 1),
-        conv(1, 32) + conv(32, 64) + 3136 + 1,
+        9 * 49 * 112 + conv(112, 56, 4) + conv(56, 1, 4),
+        conv(1, 32, 4) + conv(32, 64, 4) + 3136 + 1,
     ),
 }
 

@@ -141,14 +141,6 @@ def test_a_run_leaves_pictures_figures_networks_settings_and_checkpoints(finishe
         assert all(np.isfinite(arrays[name]).all() for name in arrays)
 
 
-def test_the_saved_networks_open_in_keras(finished):
-    folder, _, _ = finished
-    noise = np.random.default_rng(0).normal(size=(5, TINY["Z_SIZE"]))
-    images = gan.keras.saving.load_model(folder / "generator.keras")(noise)
-    assert images.shape == (5, 8, 8, 1) and 0 <= np.min(images) < np.max(images) <= 1
-    assert gan.keras.saving.load_model(folder / "discriminator.keras")(images).shape == (5, 1)
-
-
 def test_a_new_run_gets_the_next_number_and_overwrites_nothing(main, data, tmp_path):
     (tmp_path / "samples" / "dots-007").mkdir(parents=True)
     assert main(DATA=data, **LONGER)[0] == 0
@@ -227,11 +219,8 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
     assert (status, err) == (0, "")
     assert main("--resume", MODEL="dcgan", EPOCHS=2)[0] == 0
     settings = json.loads((data.parent / "samples" / "dots-001" / "settings.json").read_text())
-    expected = gan.DEFAULTS["dcgan"] | {
-        "Z_SIZE": 5,
-        "EPOCHS": 2,
-        "DATA": str(data),
-    }  # from anywhere
+    expected = {name: for_dcgan for name, (_, for_dcgan) in gan.DEFAULTS.items()}
+    expected |= {"Z_SIZE": 5, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
     assert settings.items() >= expected.items()
 
 
@@ -305,15 +294,6 @@ def test_early_stop_ends_a_run_which_goes_on_by_the_command_that_it_prints(main,
     assert status == 0 and " 1/2" in out and " 2/2" not in out
     status, out, err = main(*printed_command(out))
     assert status == 0 and err == "" and " 2/2" in out
-
-
-def test_the_learning_rate_falls_to_0_over_the_epochs(small, images, tmp_path):
-    small(LEARNING_RATE=0.01, G_RATE=3)
-    model = traced_gan(images)
-    for signals, rate in ([signal.SIGINT], 0.01), ([], 0.01 / 200):  # the first and last of 200
-        gan.train(model, images, tmp_path, signals)
-        assert float(model.d_optimizer.learning_rate) == pytest.approx(rate)
-        assert float(model.g_optimizer.learning_rate) == pytest.approx(3 * rate)
 
 
 def test_a_resumed_run_takes_another_learning_rate(small, images, tmp_path):
