@@ -73,9 +73,8 @@ CATEGORIES = None         # discrete latent categories that G learns by itself;
 PRIOR = "sphere"          # of z: "normal", "sphere" (one length) or low,high
 G_HIDDEN = 1024           # units of an mlp's hidden layer; two layers: 256,512
 D_HIDDEN = 768            # more: sharper, slower
-CHANNELS = 56,32          # of a dcgan: G's, D's filters by the image, doubled
-                          # inwards; more: sharper, slower; one number for both
-KERNEL = 4                # of a dcgan: side of a filter; odd ones leave a hatch
+CHANNELS = 56,32          # dcgan: G's, D's filters by the image; doubled inward
+KERNEL = 4                # dcgan: side of a filter; odd ones leave a hatch
 ACTIVATION = "relu"       # of an mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -93,8 +92,7 @@ LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.003
 G_RATE = 2.0              # G's learning rate is this times D's
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient
-BETA_2 = None             # Adam's decay of the mean squared gradient
-                          # None: 0.99, for a dcgan 0.9
+BETA_2 = None             # Adam's, of its square; None: 0.99, for a dcgan 0.9
 D_STEPS = 1               # updates of D per iteration
 G_STEPS = 1               # updates of G per iteration
 EMA = 0.999               # decay of the average of G's weights; 0: off
@@ -103,14 +101,6 @@ EARLY_STOP = None         # low,high: stop when D(G(z)) lies between; None: off
 GRID = 10                 # pictures show GRID x GRID images
 OUT = "samples"           # folder of the runs
 # fmt: on
-
-DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
-    "Z_SIZE": (14, 64),
-    "CATEGORIES": (28, 1),
-    "GRADIENT_PENALTY": (0.05, 0.02),
-    "LEARNING_RATE": (0.004, 0.003),
-    "BETA_2": (0.99, 0.9),
-}
 
 
 # ---- Networks ----
@@ -132,8 +122,7 @@ def stages(shape, channels):
 def activate(x, activation, normalize):
     """Return x, the output of a hidden layer, normalized if wanted, then activated."""
     if normalize:
-        several = tf.distribute.has_strategy()  # devices, which share their statistics
-        x = layers.BatchNormalization(momentum=0.8, synchronized=several)(x)
+        x = layers.BatchNormalization(momentum=0.8, synchronized=tf.distribute.has_strategy())(x)
     leaky = activation == "leaky_relu"
     return layers.LeakyReLU(LEAK)(x) if leaky else layers.Activation(activation)(x)
 
@@ -1029,6 +1018,13 @@ def save_epoch(gan, folder):
 
 
 # ---- Command line ----
+DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
+    "Z_SIZE": (14, 64),
+    "CATEGORIES": (28, 1),
+    "GRADIENT_PENALTY": (0.05, 0.02),
+    "LEARNING_RATE": (0.004, 0.003),
+    "BETA_2": (0.99, 0.9),
+}
 # fmt: off
 CHOICES = {
     "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),

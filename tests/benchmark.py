@@ -277,8 +277,7 @@ def scale(options):
 # ---- Quality: generated digits against MNIST's test images ----
 UDACITY = """Z_SIZE=100 PRIOR=-1,1 G_HIDDEN=128 D_HIDDEN=128 LEAK=0.01 SMOOTH=0.1
 LEARNING_RATE=0.002 G_RATE=1 BETA_1=0.9 BETA_2=0.999 BATCH_SIZE=100 EPOCHS=100 GRADIENT_PENALTY=0
-EMA=0 LR_DECAY=False OUTPUT=tanh ACTIVATION=leaky_relu LOSS=non-saturating BATCH_NORM=False
-CATEGORIES=1 AUGMENT=False"""
+EMA=0 LR_DECAY=False OUTPUT=tanh ACTIVATION=leaky_relu BATCH_NORM=False CATEGORIES=1"""
 # The columns of quality's table, and which value of each is the worst.
 WORST = {"seconds": max, "images/s": min, "digits": min, "TV": max, "FID": max}
 WORST |= {"ratio": max, "precision": min, "recall": min, "Parzen": min, "purity": min}
