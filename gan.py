@@ -16,7 +16,6 @@ other, in turns, until the fakes look real.
 import argparse
 import ast
 import contextlib
-import faulthandler
 import glob
 import gzip
 import hashlib
@@ -32,6 +31,7 @@ import shutil
 import signal
 import socket
 import string
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,15 +45,19 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal errors only
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for a second run
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
+# TensorFlow's remarks, as on missing GPUs, go to another process, which shows them only if
+# this one ends while it loads.
 stderr = os.dup(2)
-faulthandler.enable(stderr)  # a traceback if TensorFlow crashes while it loads
-os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # hides its remarks on missing GPUs
+listen = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
+listener = subprocess.Popen(listen, stdin=subprocess.PIPE)
+os.dup2(listener.stdin.fileno(), 2)
 try:
     import keras
     import tensorflow as tf
     from keras import layers
 finally:
     os.dup2(stderr, 2)
+listener.kill()
 keras.config.set_floatx("float32")  # overrides that file, too
 keras.config.set_image_data_format("channels_last")
 

@@ -172,3 +172,14 @@ def test_a_keras_that_is_set_up_otherwise_changes_nothing(tmp_path):
     environment = os.environ | {"KERAS_HOME": str(tmp_path / "keras")}
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("end", ["os.abort()", "raise ImportError('a wrong protobuf')"])
+def test_what_tensorflow_says_when_it_fails_to_load_reaches_the_screen(tmp_path, end):
+    (tmp_path / "tensorflow").mkdir()
+    words = f"import os; os.write(2, b'compiled to use AVX'); {end}"
+    (tmp_path / "tensorflow" / "__init__.py").write_text(words)
+    command = [sys.executable, str(ROOT / "gan.py"), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert ended.returncode != 0 and "compiled to use AVX" in ended.stderr
