@@ -65,32 +65,32 @@ keras.config.set_image_data_format("channels_last")
 # fmt: off
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
-IMAGE_SIZE = 64           # pixels: side of a folder's images, or width,height
+IMAGE_SIZE = 64           # of a folder's images: pixels, or width,height
 AUGMENT = False           # D sees images shifted, mirrored, partly blanked out;
-                          # for few photographs (G may mirror them, too)
+                          # for few photographs (G's may come out mirrored)
 SEED = 0                  # same seed, same run (on a CPU)
-# Networks
+# Networks (None: chosen by MODEL)
 MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
 Z_SIZE = None             # length of the noise z; None: 14, for a dcgan 64
 CATEGORIES = None         # discrete latent categories that G learns by itself;
                           # 1: off; None: 28, for a dcgan 1
-PRIOR = "sphere"          # of z: "normal", "sphere" (one length) or low,high
-G_HIDDEN = 1024           # units of an mlp's hidden layer; two layers: 256,512
-D_HIDDEN = 768            # more: sharper, slower
-CHANNELS = 56,32          # dcgan: G's, D's filters by the image; doubled inward
-KERNEL = 4                # dcgan: side of a filter; odd ones leave a hatch
-ACTIVATION = "relu"       # of an mlp: "relu", "leaky_relu", "tanh"
+PRIOR = "sphere"          # of z: "normal", "sphere" (of one length), low,high
+G_HIDDEN = 1024           # mlp: units of the hidden layer; of two: 256,512
+D_HIDDEN = 768            # the same for D; more of both: sharper, slower
+CHANNELS = 56,32          # dcgan: filters by the image, doubled inward; of G,D
+KERNEL = 4                # dcgan: side of a filter; odd: a checkerboard pattern
+ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
 BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 # Losses
-LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (slower)
+LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
-GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier
+GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
                           # None: 0.05, for a dcgan 0.02
-PENALTY_EVERY = 8         # lazily: every so many steps, that much stronger
+PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
 # Training
-EPOCHS = 19               # passes over the data, each of 100 iterations or more
+EPOCHS = 19               # passes over the data, of 100 iterations at least
 BATCH_SIZE = 100          # images per update, over all devices
 LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.003
 G_RATE = 2.0              # G's learning rate is this times D's
@@ -114,7 +114,7 @@ def noise_size():
 
 
 def stages(shape, channels):
-    """Return the shapes (H, W, C) of a dcgan's stages, from the image's own; channels by it."""
+    """Return shapes (H, W, C) of a dcgan's stages, first the image's own; channels: of the next."""
     shapes = [shape]
     while min(shape[:2]) > 7:  # halve the sides, rounded up
         shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
@@ -142,7 +142,7 @@ def build_generator(shape):
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
-        g_channels, _ = np.broadcast_to(CHANNELS, 2).tolist()
+        g_channels, _ = np.broadcast_to(CHANNELS, 2).tolist()  # a number or a pair
         *larger, smallest = stages(shape, g_channels)
         x = layers.Dense(math.prod(smallest), kernel_initializer="he_normal")(x)
         x = layers.Reshape(smallest)(x)
@@ -166,7 +166,7 @@ def build_discriminator(shape):
         _, d_channels = np.broadcast_to(CHANNELS, 2).tolist()
         for i, (_, _, channels) in enumerate(stages(shape, d_channels)[1:]):
             x = layers.Conv2D(channels, KERNEL, 2, "same", kernel_initializer="he_normal")(x)
-            x = activate(x, "leaky_relu", normalize and i > 0)  # not where images come in
+            x = activate(x, "leaky_relu", normalize and i > 0)  # not in the first stage
     x = layers.Flatten()(x)
     if MODEL == "mlp":
         for units in np.atleast_1d(D_HIDDEN).tolist():
@@ -175,8 +175,8 @@ def build_discriminator(shape):
 
 
 # ---- The GAN ----
-EMA_EVERY = 10  # iterations: averaging takes a tenth of an iteration's time
-REAL, FAKE, FAKE_FOR_G = range(3)  # what is augmented, each at random for itself
+EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
+REAL, FAKE, FAKE_FOR_G = range(3)  # images that are augmented, independently of each other
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 
 
@@ -193,7 +193,7 @@ def discriminator_loss(real_logits, fake_logits):
 
 def generator_loss(fake_logits):
     """Return G's loss: it wants its fakes to be called real."""
-    if LOSS == "minimax":  # minus D's second term, with hardly a gradient while D wins
+    if LOSS == "minimax":  # minus D's second term: its gradient vanishes while D wins
         return -cross_entropy(0.0, fake_logits)
     return cross_entropy(1.0, fake_logits)
 
@@ -201,7 +201,7 @@ def generator_loss(fake_logits):
 def draw_noise(count, key):
     """Return noise [count, noise_size()] from PRIOR, determined by SEED and an integer key."""
     shape, seed = (count, noise_size()), tf.stack([SEED, tf.cast(key, tf.int64)])
-    if isinstance(PRIOR, str):
+    if isinstance(PRIOR, str):  # "sphere", too: G itself scales z to one length
         return tf.random.stateless_normal(shape, seed)
     return tf.random.stateless_uniform(shape, seed, *PRIOR)
 
@@ -226,7 +226,8 @@ class GAN:
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
         self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # iterations, METRICS
-        self.epoch = self.position = self.step = 0  # epochs; images of the next; iterations
+        self.epoch, self.position = 0, 0  # epochs done; images seen of the next
+        self.step = 0  # iterations done, each of D_STEPS updates of D and G_STEPS of G
         self.rows = []  # of losses.csv, one for each epoch done
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
         count = tf.TensorSpec((), tf.int64)
@@ -238,16 +239,21 @@ class GAN:
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, seen):
-        """Do an iteration for each of batches; step, seen: iterations and images before these."""
+        """Do an iteration for each of batches, uint8 [n, D_STEPS, BATCH_SIZE, H, W, C].
+
+        Compiled as self.train, with a loop inside. step, seen: iterations and images before.
+        """
+        # In images, not iterations, as a resumed run may have another BATCH_SIZE.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             done = (seen + i * D_STEPS * BATCH_SIZE) / total if LR_DECAY else 0.0
             rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
-            # The penalty doubles D's work; with more weight, every few iterations are enough.
+            # The penalty doubles D's work; with more weight, every few iterations is enough.
+            # Two calls, as its weight (half of R1's gamma) must be a Python number in train_step.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
-                self.step_everywhere(batches[i], step + i, GRADIENT_PENALTY / 2 * PENALTY_EVERY)
+                self.step_everywhere(batches[i], step + i, PENALTY_EVERY * GRADIENT_PENALTY / 2)
             else:
                 self.step_everywhere(batches[i], step + i, 0.0)
             if EMA and (step + i) % EMA_EVERY == 0:
@@ -271,26 +277,26 @@ class GAN:
         for draw in range(D_STEPS):
             key = self.noise_key(step, draw)
             real = to_floats(batches[draw, replica * size : (replica + 1) * size])
-            with tf.GradientTape() as g_tape:
+            with tf.GradientTape() as g_tape:  # for G's update below
                 fake = self.generator(draw_noise(size, key), training=True)
             with tf.GradientTape() as d_tape:
-                with tf.GradientTape() as slope_tape:  # inside, as D learns from its slopes, too
+                with tf.GradientTape() as slope_tape:  # inside d_tape: D learns from its slopes
                     slope_tape.watch([real, fake])
                     # Two passes, so that batch normalisation never mixes real images with fakes.
                     real_logits = self.judge(real, key, REAL)
                     fake_logits = self.judge(fake, key, FAKE)
                 d_loss = discriminator_loss(real_logits, fake_logits)
                 penalty = 0.0  # on D's slopes at the images; keeps D smooth (arXiv:1801.04406)
-                if penalty_weight:  # a Python number: where it is 0, no slopes are computed
+                if penalty_weight:
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
                     real_penalty, fake_penalty = [tf.reduce_sum(s**2) / size for s in slopes]
                     penalty = penalty_weight * (real_penalty + fake_penalty)
                 penalized_loss = d_loss + penalty
             self.update(self.discriminator, self.d_optimizer, d_tape, penalized_loss)
 
-        for again in range(G_STEPS):
-            if again:  # a further update makes its own fakes; the first takes D's last ones
-                key = self.noise_key(step, D_STEPS - 1 + again)
+        for draw in range(G_STEPS):
+            if draw > 0:  # the first update takes D's last fakes, further ones make their own
+                key = self.noise_key(step, D_STEPS - 1 + draw)
                 with tf.GradientTape() as g_tape:
                     fake = self.generator(draw_noise(size, key), training=True)
             with g_tape:  # resumes recording: the updated D judges the fakes
@@ -299,23 +305,24 @@ class GAN:
 
         correct = tf.cast(tf.concat([real_logits > 0, fake_logits < 0], 0), tf.float32)
         judgements = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), correct
-        return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])  # 1 iteration
+        # The 1 counts iterations: the means of an epoch are its sums divided by the sum of ones.
+        return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])
 
     def noise_key(self, step, draw):
-        """Return a number that no other draw of a step, and no other replica's, has."""
+        """Return a number unique to this step, draw and replica."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        draws = D_STEPS + G_STEPS - 1  # D's last update and G's first share theirs
+        draws = D_STEPS + G_STEPS - 1  # D's last update and G's first use the same one
         return (step * draws + draw) * self.replicas + tf.cast(replica, tf.int64)
 
     def judge(self, images, key, purpose):
-        """Return D's logits [n, 1] for images [n, H, W, C], augmented with AUGMENT."""
+        """Return D's logits [n, 1] for images [n, H, W, C], augmented if AUGMENT is set."""
         images = augment(images, key, purpose) if AUGMENT else images
         return self.discriminator(images, training=True)
 
     def update(self, network, optimizer, tape, loss):
         """Change the network so that the loss, recorded by the tape, gets smaller."""
         variables = network.trainable_variables
-        share = tf.constant(1.0 / self.replicas)  # as the optimizer adds up all replicas' gradients
+        share = tf.constant(1.0 / self.replicas)  # the optimizer adds up all replicas' gradients
         gradients = tape.gradient(loss, variables, output_gradients=share)
         optimizer.apply_gradients(zip(gradients, variables))
 
