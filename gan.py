@@ -66,8 +66,7 @@ keras.config.set_image_data_format("channels_last")
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
 IMAGE_SIZE = 64           # of a folder's images: pixels, or width,height
-AUGMENT = False           # D sees images shifted, mirrored, partly blanked out;
-                          # for few photographs (G's may come out mirrored)
+AUGMENT = False           # D sees altered images, also mirrored: for few photos
 SEED = 0                  # same seed, same run (on a CPU)
 # Networks (None: chosen by MODEL)
 MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
@@ -94,6 +93,7 @@ EPOCHS = 19               # passes over the data, of 100 iterations at least
 BATCH_SIZE = 100          # images per update, over all devices
 LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.003
 G_RATE = 2.0              # G's learning rate is this times D's
+WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient
 BETA_2 = None             # Adam's, of its square; None: 0.99, for a dcgan 0.9
@@ -239,15 +239,14 @@ class GAN:
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, seen):
-        """Do an iteration for each of batches, uint8 [n, D_STEPS, BATCH_SIZE, H, W, C].
-
-        Compiled as self.train, with a loop inside. step, seen: iterations and images before.
-        """
-        # In images, not iterations, as a resumed run may have another BATCH_SIZE.
+        """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
+        # step, seen: iterations and images before; images, as a resumed BATCH_SIZE may differ.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
-            done = (seen + i * D_STEPS * BATCH_SIZE) / total if LR_DECAY else 0.0
-            rate = tf.cast(LEARNING_RATE * tf.maximum(1.0 - done, 0.0), tf.float32)
+            rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
+            if LR_DECAY:
+                rate *= tf.maximum(1.0 - (seen + i * D_STEPS * BATCH_SIZE) / total, 0.0)
+            rate = tf.cast(rate, tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
             # The penalty doubles D's work; with more weight, every few iterations is enough.
@@ -707,8 +706,9 @@ def open_run(run, out):
     file = max(filter(Path.is_file, files), key=os.path.getmtime, default=None)
     if not file:
         raise Problem(f"{run or out}: no run there yet (no settings.json)")
+    early = {"CATEGORIES": 1, "KERNEL": 5, "WARM_UP": 1}  # of runs before these were settings
     try:
-        saved = {"CATEGORIES": 1, "KERNEL": 5} | json.loads(file.read_text())  # of early runs
+        saved = early | json.loads(file.read_text())
     except (ValueError, TypeError) as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     return file.parent, {name: saved[name] for name in SETTINGS if name in saved}
@@ -1034,6 +1034,7 @@ DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
     "CATEGORIES": (28, 1),
     "GRADIENT_PENALTY": (0.05, 0.02),
     "LEARNING_RATE": (0.004, 0.003),
+    "WARM_UP": (1, 300),
     "BETA_2": (0.99, 0.9),
 }
 # fmt: off
@@ -1048,9 +1049,9 @@ LIMITS = {  # least and greatest number; only whole numbers where these are whol
     "G_HIDDEN": (1, 65536), "D_HIDDEN": (1, 65536), "CHANNELS": (1, 4096), "KERNEL": (2, 15),
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
     "PENALTY_EVERY": (1, 1000), "EPOCHS": (1, 10**6), "BATCH_SIZE": (2, 10**6),
-    "LEARNING_RATE": (1e-12, 1e12), "G_RATE": (0.01, 100.0), "BETA_1": (0.0, 0.999999),
-    "BETA_2": (0.0, 0.999999), "D_STEPS": (1, 20), "G_STEPS": (1, 20), "EMA": (0.0, 0.9999999),
-    "GRID": (1, 64),
+    "LEARNING_RATE": (1e-12, 1e12), "WARM_UP": (1, 10**6), "G_RATE": (0.01, 100.0),
+    "BETA_1": (0.0, 0.999999), "BETA_2": (0.0, 0.999999), "D_STEPS": (1, 20), "G_STEPS": (1, 20),
+    "EMA": (0.0, 0.9999999), "GRID": (1, 64),
 }
 LISTS = {  # settings that are several numbers, or can be
     "G_HIDDEN": "256,512", "D_HIDDEN": "512,256", "IMAGE_SIZE": "width,height",

@@ -44,7 +44,7 @@ def script(folder, edit, *words):
 def test_a_changed_comment_changes_nothing_and_a_changed_constant_wins(data, tmp_path, monkeypatch):
     tiny = {"G_HIDDEN": 4, "D_HIDDEN": 4, "CHANNELS": 1, "EPOCHS": 1, "BATCH_SIZE": 4, "GRID": 2}
     edits = {"Z_SIZE": 5, "CATEGORIES": 3, "LEARNING_RATE": 0.002}
-    edits |= {"GRADIENT_PENALTY": 0.7, "BETA_2": 0.8}
+    edits |= {"GRADIENT_PENALTY": 0.7, "BETA_2": 0.8, "WARM_UP": 9}
     changes = {**tiny, **edits, "DATA": data.name, "MODEL": "dcgan", "OUT": "~/runs"}
 
     def edit(source):
