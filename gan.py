@@ -86,7 +86,7 @@ BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
-                          # None: 0.05, for a dcgan 0.02
+                          # None: 0.05, for a dcgan 0.1
 PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
 # Training
 EPOCHS = 19               # passes over the data, of 100 iterations at least
@@ -1032,7 +1032,7 @@ def save_epoch(gan, folder):
 DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
     "Z_SIZE": (14, 64),
     "CATEGORIES": (28, 1),
-    "GRADIENT_PENALTY": (0.05, 0.02),
+    "GRADIENT_PENALTY": (0.05, 0.1),
     "LEARNING_RATE": (0.004, 0.003),
     "WARM_UP": (1, 300),
     "BETA_2": (0.99, 0.9),
