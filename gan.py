@@ -971,7 +971,8 @@ def train(gan, images, folder, signals):
             left = (EPOCHS - first) * gan.epoch_iterations * D_STEPS * BATCH_SIZE / speed
             print(f"          about {left:,.0f} seconds to go")
         for text, true in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
-            if true and text not in said and gan.step >= 300:  # before that G is just untrained
+            grown = gan.step >= max(300, 2 * WARM_UP)  # before that, G is just untrained
+            if true and grown and text not in said:
                 said.add(text)
                 print(text)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
