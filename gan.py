@@ -240,7 +240,7 @@ class GAN:
 
     def train_batches(self, batches, step, seen):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
-        # step, seen: iterations and images before; images, as a resumed BATCH_SIZE may differ.
+        # step, seen: iterations, images before. Decay goes by images: BATCH_SIZE can be changed.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -648,7 +648,7 @@ def write(path, save):
         temporary.unlink(missing_ok=True)
 
 
-said_open = set()  # suffixes of files whose being open was reported
+said_open = set()  # suffixes that were reported already
 
 
 def replace(temporary, path):
@@ -917,7 +917,7 @@ def save_page(folder, gan, done=False):
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
-COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, or for a dcgan GRADIENT_PENALTY=0.1"
+COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, for a dcgan 0.1"
 OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: try GRADIENT_PENALTY=1"
 
 
@@ -1083,13 +1083,14 @@ def accepts(name, value):
         return True
     low, high = LIMITS.get(name, (-math.inf, math.inf))
     kinds = [int] if isinstance(low, int) else [int, float]
-    several = isinstance(value, tuple)
-    numbers = value if several else (value,)
+    numbers = value if isinstance(value, tuple) else (value,)
     if not all(type(number) in kinds and low <= number <= high for number in numbers):
         return False
-    if LISTS.get(name) == "low,high":
+    if name in ("PRIOR", "EARLY_STOP"):
         return len(numbers) == 2 and numbers[0] < numbers[1]
-    return name in LISTS and len(numbers) >= 2 if several else name in LIMITS
+    if isinstance(value, tuple):
+        return name in LISTS and len(numbers) >= 2
+    return name in LIMITS
 
 
 def parse_setting(word):
