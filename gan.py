@@ -86,7 +86,7 @@ BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
-                          # None: 0.05, for a dcgan 0.02 (64 pixels: take 0.1)
+                          # None: 0.05, for a dcgan 0.02
 PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
 # Training
 EPOCHS = 19               # passes over the data, of 100 iterations at least
@@ -917,7 +917,7 @@ def save_page(folder, gan, done=False):
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
-COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, for a dcgan 0.1"
+COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, for a dcgan LEARNING_RATE=0.0015"
 OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: try GRADIENT_PENALTY=1"
 
 
