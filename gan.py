@@ -840,10 +840,10 @@ def picture_categories(generator):
 
 
 def epoch_pictures(folder):
-    """Return [(title, path)] of a run's pictures, in the order of training."""
+    """Return [(title, file name)] of a run's pictures, in the order of training."""
     found = [re.fullmatch(r"epoch-(\d+)(?:-(\d+))?\.png", path.name) for path in folder.iterdir()]
     numbers = sorted((int(match[1]), int(match[2] or 0), match[0]) for match in found if match)
-    return [(f"iteration {i}" if i else f"epoch {e}", folder / name) for e, i, name in numbers]
+    return [(f"iteration {i}" if i else f"epoch {e}", name) for e, i, name in numbers]
 
 
 def save_history(folder):
@@ -851,17 +851,17 @@ def save_history(folder):
     pictures = epoch_pictures(folder)
     chosen = np.unique(np.linspace(0, len(pictures) - 1, 100, dtype=int))
     frames, times = [], []
-    for title, file in [pictures[i] for i in chosen]:
+    for title, name in [pictures[i] for i in chosen]:
         try:
-            picture = Image.open(file).convert("RGB")
+            picture = Image.open(folder / name).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
-            tell(f"warning: {file} is not in training.gif: {error}")
+            tell(f"warning: {name} is not in training.gif: {error}")
             continue
         frame = picture.reduce(max(1, round(picture.width / 350)))
         frame = ImageOps.expand(frame, (0, 30, 0, 0), "white")
         ImageDraw.Draw(frame).text((6, 15), title, "black", LARGE_FONT, "lm")
         frames.append(frame.quantize(64))
-        beginning = file.name.startswith("epoch-000")
+        beginning = name.startswith("epoch-000")
         times.append(700 if beginning else max(80, 6000 // len(chosen)))  # milliseconds
     if frames:
         times[-1] = 2000
@@ -869,48 +869,35 @@ def save_history(folder):
         write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
 
 
-PAGE = string.Template("""<!DOCTYPE html><html><head><meta charset="utf-8"><title>$name</title>
-<meta name="viewport" content="width=device-width"><style>
-body { font: 16px sans-serif; max-width: 1250px; margin: 1em auto; padding: 0 1em; }
-img { max-width: 100%; } #slider { width: 100%; } pre { overflow-x: auto; }
-div { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1em; }
-</style></head><body><h2>$name</h2><p>$figures</p><input id="slider" type="range" min="0">
-<div><p><b id="title"></b><br><img id="fakes"></p>
-<p><b>real images</b><br><img src="real.png"></p></div>
-<div>$others</div><h3>settings</h3><pre>$settings</pre><script>
-const pictures = $pictures, last = pictures.length - 1, place = location.hash.slice(1);
-slider.max = last;
-slider.value = place || last;
-slider.oninput = () => {
-  [title.textContent, fakes.src] = pictures[slider.value];
-  // The place is kept over a reload; at the right end, the slider follows the newest picture.
-  location.replace("#" + (slider.value == last ? "" : slider.value));
+PAGE = string.Template("""<!DOCTYPE html><meta charset="utf-8"><title>$name</title><style>
+body { font: 16px sans-serif } img { width: 46vw; min-width: 330px; vertical-align: top }
+</style><h2>$name</h2><input id="slider" type="range" max="$last" style="width: 90vw">
+<p><b id="title"></b>, and real images:</p><img id="fakes"> <img src="real.png">
+<img src="losses.png?$last" onerror="remove()"> <img src="training.gif" onerror="remove()">
+<img src="categories.png" onerror="remove()"><pre>$facts</pre><script>
+slider.value = location.hash.slice(1) || $last;
+onload = oninput = () => {
+  [title.textContent, fakes.src] = $pictures[slider.value];
+  // A reload keeps the place; at its right end, the slider follows the newest picture.
+  location.replace("#" + (slider.value == $last ? "" : slider.value));
 };
-slider.oninput();
 onkeydown = () => slider.focus();
-if ($training) setTimeout(() => location.reload(), 5000);
-</script></body></html>
-""")
+if ($training) setTimeout(() => location.reload(), 5000);</script>""")
 
 
-def save_page(folder, gan, done=False):
+def save_page(folder, gan, training=True):
     """Write index.html, which shows the run in a browser: from the disk, without a server."""
-    pictures = [(title, file.name) for title, file in epoch_pictures(folder)]
-    others = [folder / name for name in ("losses.png", "categories.png", "training.gif")]
-    figures = zip(COLUMNS, gan.rows[-1]) if gan.rows else []
-    settings = "\n".join(f"{name}={value}" for name, value in current_settings().items())
-    text = PAGE.substitute(
-        name=html.escape(
-            folder.name + ("" if done else ": still training, this page reloads itself")
-        ),
-        figures=", ".join(f"{name} {value:,.2f}" for name, value in figures),
-        # A new number after a picture's name makes the browser read it again.
-        others="".join(f'<img src="{p.name}?{len(pictures)}">' for p in others if p.exists()),
-        settings=html.escape(settings),
+    pictures = epoch_pictures(folder)
+    figures = dict(zip(COLUMNS, np.round(gan.rows[-1], 3))) if gan.rows else {}
+    facts = [f"{name}: {value}" for name, value in (figures | current_settings()).items()]
+    page = PAGE.substitute(
+        name=html.escape(folder.name),
+        facts=html.escape("\n".join(facts)),
         pictures=json.dumps(pictures),
-        training=json.dumps(not done),
+        last=len(pictures) - 1,
+        training=json.dumps(training),
     )
-    write(folder / "index.html", lambda temporary: temporary.write_text(text, "utf-8"))
+    write(folder / "index.html", lambda temporary: temporary.write_text(page, "utf-8"))
 
 
 # ---- Training ----
@@ -1219,7 +1206,7 @@ def train_run(gan, images, folder):
         save_history(folder)
         if CATEGORIES > 1:
             write(folder / "categories.png", picture_categories(gan.average).save)
-        save_page(folder, gan, done=True)
+        save_page(folder, gan, training=False)
         if not finished:
             print(f"\nStopped; nothing is lost. To continue:\n    {command}")
             return 128 + signals[0]
@@ -1235,7 +1222,7 @@ def train_run(gan, images, folder):
         for number, handler in handlers.items():
             signal.signal(number, handler)
     with contextlib.suppress(OSError):
-        save_page(folder, gan, done=True)
+        save_page(folder, gan, training=False)
     return 1
 
 
