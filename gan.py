@@ -19,7 +19,6 @@ import contextlib
 import glob
 import gzip
 import hashlib
-import html
 import importlib.util
 import io
 import json
@@ -30,7 +29,6 @@ import shlex
 import shutil
 import signal
 import socket
-import string
 import subprocess
 import sys
 import tempfile
@@ -869,34 +867,32 @@ def save_history(folder):
         write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
 
 
-PAGE = string.Template("""<!DOCTYPE html><meta charset="utf-8"><title>$name</title><style>
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>gan.py</title><style>
 body { font: 16px sans-serif } img { width: 46vw; min-width: 330px; vertical-align: top }
-</style><h2>$name</h2><input id="slider" type="range" max="$last" style="width: 90vw">
+</style><h2 id="heading"></h2><input id="slider" type="range" style="width: 90vw">
 <p><b id="title"></b>, and real images:</p><img id="fakes"> <img src="real.png">
-<img src="losses.png?$last" onerror="remove()"> <img src="training.gif" onerror="remove()">
-<img src="categories.png" onerror="remove()"><pre>$facts</pre><script>
-slider.value = location.hash.slice(1) || $last;
+<img src="losses.png" onerror="remove()"> <img src="training.gif" onerror="remove()">
+<img src="categories.png" onerror="remove()"><pre id="facts"></pre><script>
+const run = RUN;
+heading.textContent = run.facts.run;
+facts.textContent = JSON.stringify(run.facts, null, 1);
+slider.max = run.pictures.length - 1;
+slider.value = location.hash.slice(1) || slider.max;
 onload = oninput = () => {
-  [title.textContent, fakes.src] = $pictures[slider.value];
+  [title.textContent, fakes.src] = run.pictures[slider.value];
   // A reload keeps the place; at its right end, the slider follows the newest picture.
-  location.replace("#" + (slider.value == $last ? "" : slider.value));
+  location.replace("#" + (slider.value == slider.max ? "" : slider.value));
 };
 onkeydown = () => slider.focus();
-if ($training) setTimeout(() => location.reload(), 5000);</script>""")
+if (run.training) setTimeout(() => location.reload(), 5000);</script>"""
 
 
 def save_page(folder, gan, training=True):
     """Write index.html, which shows the run in a browser: from the disk, without a server."""
-    pictures = epoch_pictures(folder)
-    figures = dict(zip(COLUMNS, np.round(gan.rows[-1], 3))) if gan.rows else {}
-    facts = [f"{name}: {value}" for name, value in (figures | current_settings()).items()]
-    page = PAGE.substitute(
-        name=html.escape(folder.name),
-        facts=html.escape("\n".join(facts)),
-        pictures=json.dumps(pictures),
-        last=len(pictures) - 1,
-        training=json.dumps(training),
-    )
+    figures = dict(zip(COLUMNS, np.round(gan.rows[-1], 3).tolist())) if gan.rows else {}
+    facts = {"run": folder.name} | figures | current_settings()
+    run = {"facts": facts, "pictures": epoch_pictures(folder), "training": training}
+    page = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))  # no tag from a name
     write(folder / "index.html", lambda temporary: temporary.write_text(page, "utf-8"))
 
 
