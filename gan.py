@@ -83,12 +83,12 @@ BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 # Losses
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
-GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
-                          # None: 0.05, for a dcgan 0.02
+GRADIENT_PENALTY = 0.05   # R1 + R2 penalty; more: steadier, blurrier; 0: off
 PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
 # Training
-EPOCHS = 19               # passes over the data, of 100 iterations at least
-BATCH_SIZE = 100          # images per update, over all devices
+EPOCHS = 19               # passes over the data, of 10,000 images at least
+BATCH_SIZE = None         # images per update, over all devices; less: more
+                          # updates in the same time; None: 100, for a dcgan 50
 LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.003
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
@@ -211,7 +211,7 @@ class GAN:
         """Build everything for images, uint8 [N, H, W, C], on the devices of the strategy."""
         keras.utils.set_random_seed(SEED)
         self.data_shape, shape = images.shape, images.shape[1:]
-        self.epoch_iterations = max(100, len(images) // (D_STEPS * BATCH_SIZE))
+        self.epoch_iterations = max(10_000, len(images)) // (D_STEPS * BATCH_SIZE)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
@@ -1016,7 +1016,7 @@ def save_epoch(gan, folder):
 DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
     "Z_SIZE": (14, 64),
     "CATEGORIES": (28, 1),
-    "GRADIENT_PENALTY": (0.05, 0.02),
+    "BATCH_SIZE": (100, 50),
     "LEARNING_RATE": (0.004, 0.003),
     "WARM_UP": (1, 300),
     "BETA_2": (0.99, 0.9),

@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT))
 import gan
 
 DEFAULTS = gan.current_settings()
-# Networks so small that an epoch, which has 100 iterations, takes a moment.
-TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 20, "EPOCHS": 2, "GRID": 3}
+# Networks so small that an epoch, which has 10,000 images, takes a moment.
+TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 100, "EPOCHS": 2, "GRID": 3}
 
 
 @pytest.fixture

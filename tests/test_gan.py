@@ -80,8 +80,7 @@ def test_losses_are_sigmoid_cross_entropy_with_one_sided_smoothing(small):
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_gradient_penalty_is_the_mean_squared_slope_at_the_images(small, images, augment):
-    small(AUGMENT=augment)
-    small(SMOOTH=0.0)
+    small(AUGMENT=augment, BATCH_SIZE=20)
     model, losses = gan.GAN(images), []
     model.update = lambda network, optimizer, tape, loss: losses.append(float(loss))
     _, d_loss, *_ = model.train_step(batches(images, 1)[0], np.int64(0), 2.0)
@@ -141,13 +140,13 @@ def test_both_networks_and_the_average_move(small, images, settings):
         assert not np.array_equal(variable.numpy(), old), variable.path
 
 
-def test_an_epoch_has_as_many_batches_as_the_data_but_at_least_a_hundred(small, images):
+def test_an_epoch_is_a_pass_over_the_data_but_of_10000_images_at_least(small, images):
     many = np.broadcast_to(np.uint8(0), (60000, 8, 8, 1))
-    for batch_size, d_steps, expected in ((100, 1, 600), (100, 2, 300), (6000, 1, 100)):
+    for batch_size, d_steps, expected in ((100, 1, 600), (100, 2, 300), (6000, 1, 10)):
         small(BATCH_SIZE=batch_size, D_STEPS=d_steps)
         assert gan.GAN(many).epoch_iterations == expected
     small(BATCH_SIZE=20, D_STEPS=1)
-    assert gan.GAN(images).epoch_iterations == 100
+    assert gan.GAN(images).epoch_iterations == 500
 
 
 def test_every_pass_over_the_images_has_its_own_order(small, tmp_path):
@@ -157,9 +156,9 @@ def test_every_pass_over_the_images_has_its_own_order(small, tmp_path):
     for model.epoch in (0, 1):
         model.position = 0
         gan.train_epoch(model, images, tmp_path, [])
-    orders = np.reshape(seen, (40, 100))  # an epoch is 2,000 images, so 20 passes
-    assert np.array_equal(np.sort(orders), np.tile(np.arange(100), (40, 1)))
-    assert len({order.tobytes() for order in orders}) == 40
+    orders = np.reshape(seen, (200, 100))  # an epoch is 10,000 images, so 100 passes
+    assert np.array_equal(np.sort(orders), np.tile(np.arange(100), (200, 1)))
+    assert len({order.tobytes() for order in orders}) == 200
 
 
 def test_discriminator_and_generator_take_their_own_numbers_of_steps(small, images):
@@ -209,8 +208,8 @@ def test_learning_rates_fall_linearly_to_zero_or_stay(small, images):
     small(G_RATE=1.5)
     for decay, left in ((True, 0.25), (False, 1.0)):
         small(LR_DECAY=decay)
-        model = gan.GAN(images)  # 2 epochs of 100 batches of 20 images
-        model.train(batches(images, 1), 150, 3000)
+        model = gan.GAN(images)  # 2 epochs of 10,000 images
+        model.train(batches(images, 1), 150, 15000)
         rates = model.d_optimizer.learning_rate, model.g_optimizer.learning_rate
         expected = gan.LEARNING_RATE * left, gan.LEARNING_RATE * left * 1.5
         assert values(rates) == pytest.approx(expected)
@@ -251,7 +250,7 @@ def test_batch_normalization_learns_statistics_so_that_a_picture_has_no_part_in_
 
 
 def test_metrics_are_means_over_the_iterations(small, images):
-    small(LEARNING_RATE=1e-12, GRADIENT_PENALTY=0, D_HIDDEN=4)
+    small(LEARNING_RATE=1e-12, GRADIENT_PENALTY=0, D_HIDDEN=4, BATCH_SIZE=20)
     model = gan.GAN(images)
     model.train(batches(images, 5), 0, 0)
     iterations, d_loss, g_loss, d_real, d_fake, accuracy = model.sums.numpy()

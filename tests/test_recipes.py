@@ -57,7 +57,7 @@ SYSTEMS = {
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_system_has_its_authors_parameters_and_both_its_networks_move(small, system):
     shape, settings, *expected = SYSTEMS[system]
-    small(CATEGORIES=1, **settings)
+    small(CATEGORIES=1, BATCH_SIZE=20, **settings)
     images = np.random.default_rng(0).integers(0, 256, (60, *shape), np.uint8)
     model = gan.GAN(images)
     networks = model.generator, model.discriminator

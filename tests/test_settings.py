@@ -42,7 +42,7 @@ def script(folder, edit, *words):
 
 
 def test_a_changed_comment_changes_nothing_and_a_changed_constant_wins(data, tmp_path, monkeypatch):
-    tiny = {"G_HIDDEN": 4, "D_HIDDEN": 4, "CHANNELS": 1, "EPOCHS": 1, "BATCH_SIZE": 4, "GRID": 2}
+    tiny = {"G_HIDDEN": 4, "D_HIDDEN": 4, "CHANNELS": 1, "EPOCHS": 1, "BATCH_SIZE": 50, "GRID": 2}
     edits = {"Z_SIZE": 5, "CATEGORIES": 3, "LEARNING_RATE": 0.002}
     edits |= {"GRADIENT_PENALTY": 0.7, "BETA_2": 0.8, "WARM_UP": 9}
     changes = {**tiny, **edits, "DATA": data.name, "MODEL": "dcgan", "OUT": "~/runs"}
@@ -142,7 +142,7 @@ def test_a_notebook_can_train_and_go_on_and_gets_its_settings_and_signals_back(
 
 @pytest.mark.parametrize("how", ["%run", "closed stdout", "pasted into a cell"])
 def test_the_script_runs_where_people_run_it(tmp_path, monkeypatch, how):
-    np.save(tmp_path / "dots.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
+    np.save(tmp_path / "dots.npy", np.random.default_rng(0).integers(0, 256, (100, 8, 8), np.uint8))
     words = arguments(DATA="dots.npy", **TINY | {"EPOCHS": 1})
     if how == "pasted into a cell":
         source = SOURCE
