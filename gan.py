@@ -25,7 +25,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -755,28 +754,24 @@ FONT, LARGE_FONT = ImageFont.load_default(14), ImageFont.load_default(20)
 PICTURES_KEY, SAMPLE_KEY, WALK_KEY, CATEGORIES_KEY = -1, -3, -4, -5
 
 
-def to_pixels(floats):
-    """Return floats in OUTPUT's range as uint8 pixels."""
-    floats = (floats + 1.0) * 127.5 if OUTPUT == "tanh" else floats * 255.0
-    return np.clip(np.rint(floats), 0, 255).astype(np.uint8)
-
-
 def generate(generator, noise):
     """Return the generator's uint8 images [n, H, W, C] for noise [n, noise_size()]."""
     n = max(1, min(500, 2**24 // math.prod(generator.output_shape[1:])))  # at a time: 64 MB
-    parts = (generator(noise[i : i + n], training=False) for i in range(0, len(noise), n))
-    return np.concatenate([to_pixels(part.numpy()) for part in parts])
+    images = []
+    for i in range(0, len(noise), n):
+        floats = generator(noise[i : i + n], training=False).numpy()  # in OUTPUT's range
+        floats = (floats + 1.0) * 127.5 if OUTPUT == "tanh" else floats * 255.0
+        images.append(np.rint(floats).astype(np.uint8))
+    return np.concatenate(images)
 
 
 def tile(images, columns):
     """Return a picture of images, uint8 [n, H, W, C], in rows of columns with thin gaps."""
-    _, height, width, channels = images.shape
-    gap = max(1, height // 32)
+    gap = max(1, images.shape[1] // 32)
     images = np.pad(images, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=80)
-    rows = images.reshape(-1, columns, height + gap, width + gap, channels).swapaxes(1, 2)
-    rows = rows.reshape(-1, columns * (width + gap), channels)
-    rows = np.pad(rows, ((0, gap), (0, gap), (0, 0)), constant_values=80)
-    picture = Image.fromarray(rows[..., 0] if channels == 1 else rows)
+    rows = [np.hstack(images[i : i + columns]) for i in range(0, len(images), columns)]
+    pixels = np.pad(np.vstack(rows), ((0, gap), (0, gap), (0, 0)), constant_values=80)
+    picture = Image.fromarray(np.squeeze(pixels))
     scale = max(1, round(600 / picture.width))  # about 600 pixels, whatever the images' size
     return ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
 
@@ -846,21 +841,19 @@ def epoch_pictures(folder):
 
 def save_history(folder):
     """Write training.gif: a frame for each of the run's pictures, or for a hundred of them."""
-    pictures = epoch_pictures(folder)
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, 100, dtype=int))
-    frames, times = [], []
-    for title, name in [pictures[i] for i in chosen]:
+    pictures, frames, times = epoch_pictures(folder), [], []  # times in milliseconds
+    for i in np.unique(np.linspace(0, len(pictures) - 1, 100, dtype=int)):
+        title, name = pictures[i]
         try:
-            picture = Image.open(folder / name).convert("RGB")
+            frame = Image.open(folder / name).convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             tell(f"warning: {name} is not in training.gif: {error}")
             continue
-        frame = picture.reduce(max(1, round(picture.width / 350)))
+        frame = frame.reduce(max(1, round(frame.width / 350)))
         frame = ImageOps.expand(frame, (0, 30, 0, 0), "white")
         ImageDraw.Draw(frame).text((6, 15), title, "black", LARGE_FONT, "lm")
         frames.append(frame.quantize(64))
-        beginning = name.startswith("epoch-000")
-        times.append(700 if beginning else max(80, 6000 // len(chosen)))  # milliseconds
+        times.append(700 if name.startswith("epoch-000") else max(80, 6000 // len(pictures)))
     if frames:
         times[-1] = 2000
         options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
@@ -948,7 +941,6 @@ def train(gan, images, folder, signals):
                     tf.summary.scalar(name, row[name])
                 picture = np.atleast_3d(tile(fakes[: GRID**2], GRID))
                 tf.summary.image("samples", picture[np.newaxis])
-            board.flush()
         print(ROW.format(epochs=EPOCHS, **row))
         if gan.epoch == first < EPOCHS:
             left = (EPOCHS - first) * gan.epoch_iterations * D_STEPS * BATCH_SIZE / speed
@@ -970,11 +962,9 @@ def train_epoch(gan, images, folder, signals):
     gan.position = min(gan.position, length - stride)  # a resumed run may have other batches
     passes = math.ceil(length / len(images))
     order = np.concatenate([random.permutation(len(images)) for _ in range(passes)])
-    most = max(1, min(100, 2**26 // (stride * images[0].nbytes)))  # iterations in 64 MB
     saved, speeds, n = time.perf_counter(), [], 1
-    while n := min(n, (length - gan.position) // stride):
-        early = [count - gan.step for count in EARLY if count > gan.step]
-        n = min([n, *early]) if gan.epoch == 0 else n  # ends at the next of these
+    while left := (length - gan.position) // stride:  # iterations
+        n = min([n, left, *(early - gan.step for early in EARLY if early > gan.step)])
         started = time.perf_counter()
         chosen = order[gan.position : gan.position + n * stride]
         batches = images[chosen].reshape(n, D_STEPS, BATCH_SIZE, *images.shape[1:])
@@ -984,11 +974,10 @@ def train_epoch(gan, images, folder, signals):
         if not np.isfinite(gan.sums.numpy()).all():
             raise ArithmeticError(f"training diverged by step {gan.step:,}: lower LEARNING_RATE")
         now = time.perf_counter()
-        if gan.epoch == 0 and gan.step in EARLY and gan.step < gan.epoch_iterations:
+        if gan.epoch == 0 and gan.step in EARLY and n < left:
             save_picture(gan, folder, f"epoch-000-{gan.step:05}.png")
             save_page(folder, gan)
-        more = gan.position + stride <= length
-        if more and (signals or now - saved > CHECKPOINT_SECONDS):
+        if n < left and (signals or now - saved > CHECKPOINT_SECONDS):
             save_checkpoint(folder, gan)
             saved = now
             if signals:
@@ -997,7 +986,7 @@ def train_epoch(gan, images, folder, signals):
         speeds.append(n * stride / (now - started))
         show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {speeds[-1]:,.0f} images/s")
         # Half a second of work at a time keeps Ctrl-C quick; workers must all do the same.
-        n = min(most, 20) if gan.replicas > 1 else max(1, min(most, int(0.5 * n / (now - started))))
+        n = 10 if gan.replicas > 1 else max(1, min(100, int(0.5 * n / (now - started))))
     return float(np.median(speeds[1:] or speeds))
 
 
@@ -1013,20 +1002,16 @@ def save_epoch(gan, folder):
 
 
 # ---- Command line ----
-DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
-    "Z_SIZE": (14, 64),
-    "CATEGORIES": (28, 1),
-    "BATCH_SIZE": (100, 50),
-    "LEARNING_RATE": (0.004, 0.003),
-    "WARM_UP": (1, 300),
-    "BETA_2": (0.99, 0.9),
-}
 # fmt: off
+DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
+    "Z_SIZE": (14, 64), "CATEGORIES": (28, 1), "BATCH_SIZE": (100, 50),
+    "LEARNING_RATE": (0.004, 0.003), "WARM_UP": (1, 300), "BETA_2": (0.99, 0.9),
+}
 CHOICES = {
     "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),
     "ACTIVATION": ("relu", "leaky_relu", "tanh"), "LOSS": ("non-saturating", "minimax"),
     "BATCH_NORM": (True, "G", False), "AUGMENT": (True, False), "LR_DECAY": (True, False),
-    "EARLY_STOP": (None,),
+    **dict.fromkeys([*DEFAULTS, "EARLY_STOP"], (None,)),
 }
 LIMITS = {  # least and greatest number; only whole numbers where these are whole
     "IMAGE_SIZE": (2, 1024), "SEED": (0, 2**31 - 1), "Z_SIZE": (1, 65536), "CATEGORIES": (1, 1000),
@@ -1042,38 +1027,29 @@ LISTS = {  # settings that are several numbers, or can be
     "CHANNELS": "G,D", "PRIOR": "low,high", "EARLY_STOP": "low,high",
 }
 # fmt: on
-SETTINGS = ["DATA", "OUT", *LIMITS, *CHOICES]
+PATHS = "DATA", "OUT"
+SETTINGS = [*PATHS, *(LIMITS | CHOICES)]
 
 
-def takes(name):
-    """Return in words what the setting of that name can be."""
-    words = [str(choice) for choice in CHOICES.get(name, [])]
-    if name in LIMITS:
-        low, high = LIMITS[name]
-        words.append(f"{'a whole number' if isinstance(low, int) else 'a number'}, {low} to {high}")
-    if name in LISTS:
-        words.append(LISTS[name])
-    return " or ".join(words) or "a path"
-
-
-def accepts(name, value):
-    """Return whether the setting of that name can have that value."""
-    if name in ("DATA", "OUT"):
-        return isinstance(value, str) and value != ""
-    if value is None and name in DEFAULTS:
-        return True
-    if any(type(value) is type(choice) and value == choice for choice in CHOICES.get(name, [])):
-        return True
-    low, high = LIMITS.get(name, (-math.inf, math.inf))
-    kinds = [int] if isinstance(low, int) else [int, float]
+def check(name, value, written):
+    """Return the value of a setting, a list as a tuple. Raises Problem if it cannot have it."""
+    value = tuple(value) if isinstance(value, list) else value
+    choices, limits, form = CHOICES.get(name, ()), LIMITS.get(name), LISTS.get(name)
+    low, high = limits or (-math.inf, math.inf)
     numbers = value if isinstance(value, tuple) else (value,)
-    if not all(type(number) in kinds and low <= number <= high for number in numbers):
-        return False
-    if name in ("PRIOR", "EARLY_STOP"):
-        return len(numbers) == 2 and numbers[0] < numbers[1]
-    if isinstance(value, tuple):
-        return name in LISTS and len(numbers) >= 2
-    return name in LIMITS
+    fits = all(type(number) in (int, type(low)) and low <= number <= high for number in numbers)
+    if name in PATHS:
+        fits = isinstance(value, str) and value != ""
+    elif not isinstance(value, tuple):
+        fits = (fits and limits) or repr(value) in map(repr, choices)  # repr, as 1 == True
+    elif "HIDDEN" not in name:
+        fits = fits and form and len(value) == 2 and (form != "low,high" or value[0] < value[1])
+    if not fits:
+        kind = "a whole number" if isinstance(low, int) else "a number"
+        takes = [limits and f"{kind}, {low} to {high}", *map(str, choices), form]
+        takes = " or ".join(filter(None, takes)) or "a path"
+        raise Problem(f"{name}={written}: it must be {takes}")
+    return value
 
 
 def parse_setting(word):
@@ -1083,14 +1059,11 @@ def parse_setting(word):
         raise Problem(f"{word}: a setting is written NAME=value, with no spaces around =")
     if name not in SETTINGS:
         raise Problem(f"no setting {name}; see --help")
-    value = text
-    if name not in ("DATA", "OUT"):
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text)
-    value = tuple(value) if isinstance(value, list) else value
-    if not accepts(name, value):
-        raise Problem(f"{word}: it must be {takes(name)}")
-    return name, value
+    try:
+        value = text if name in PATHS else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return name, check(name, value, text)
 
 
 def current_settings():
@@ -1101,18 +1074,13 @@ def current_settings():
 def change_settings(changes):
     """Check all settings, with these changes, and set them. Raises Problem for a bad one."""
     settings = current_settings() | changes
-    for name, (for_mlp, for_dcgan) in DEFAULTS.items():
-        if settings[name] is None:
-            settings[name] = for_dcgan if settings["MODEL"] == "dcgan" else for_mlp
     for name, value in settings.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if not accepts(name, value):
-            raise Problem(f"{name}={value!r}: it must be {takes(name)}")
-        if name in ("DATA", "OUT"):
-            value = os.path.expanduser(value)
-        if name == "DATA" and value not in ("mnist", "digits"):
-            value = os.path.abspath(value)  # to resume from anywhere
-        settings[name] = value
+        if value is None and name in DEFAULTS:
+            value = DEFAULTS[name][settings["MODEL"] == "dcgan"]
+        settings[name] = check(name, value, repr(value))
+    settings["OUT"] = os.path.expanduser(settings["OUT"])
+    if settings["DATA"] not in ("mnist", "digits"):  # a path, to resume from anywhere
+        settings["DATA"] = os.path.abspath(os.path.expanduser(settings["DATA"]))
     globals().update(settings)
 
 
@@ -1148,7 +1116,7 @@ def run(resume, run_folder, changes):
             if changes.get(name, globals()[name]) != globals()[name]:
                 raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
     change_settings(changes)
-    strategy = None
+    strategy = tf.distribute.get_strategy()  # one device
     if "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     elif len(tf.config.list_physical_devices("GPU")) > 1:
@@ -1158,17 +1126,11 @@ def run(resume, run_folder, changes):
         raise Problem(f"DATA={DATA} failed to load, so this run cannot be resumed")
     if name == "digits":
         change_settings({"DATA": name})
-    devices = strategy.num_replicas_in_sync if strategy else 1
-    most = max(2, len(images) // D_STEPS)
-    if BATCH_SIZE > most:
-        raise Problem(
-            f"only {len(images)} images for BATCH_SIZE={BATCH_SIZE}: try BATCH_SIZE={most}"
-        )
-    if BATCH_SIZE % devices:
-        even = math.ceil(BATCH_SIZE / devices) * devices
-        raise Problem(
-            f"{devices} devices cannot share BATCH_SIZE={BATCH_SIZE}: try BATCH_SIZE={even}"
-        )
+    devices, most = strategy.num_replicas_in_sync, max(2, len(images) // D_STEPS)
+    size = min(BATCH_SIZE, most) // devices * devices
+    if size != BATCH_SIZE:
+        have = f"{len(images)} images on {devices} device(s)"
+        raise Problem(f"BATCH_SIZE={BATCH_SIZE} does not fit {have}: try BATCH_SIZE={size}")
     gan, saved_in = GAN(images, strategy), folder
     if not gan.strategy.extended.should_checkpoint:  # another worker keeps the run
         scratch = tempfile.TemporaryDirectory()
@@ -1188,8 +1150,7 @@ def run(resume, run_folder, changes):
 def train_run(gan, images, folder):
     """Train in the run's folder, to the end or until Ctrl-C; return the exit status."""
     signals, began = [], time.perf_counter()
-    windows = os.name == "nt"  # needs double quotes
-    quoted = f'"{folder}"' if windows else shlex.quote(str(folder))
+    quoted = f'"{folder}"' if " " in str(folder) else folder  # as sh and cmd.exe take it
     command = f"python gan.py --resume --run {quoted}"
 
     def stop(number, _):  # after the current chunk; a second signal ends it at once
@@ -1236,9 +1197,8 @@ def sample(count, run_folder, changes, category=None):
     except Exception as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     generated.mkdir(exist_ok=True)
-    for old in generated.glob("[0-9]" * 5 + "*.png"):
-        if old.stem.isdecimal():  # of an older call, not a user's own: these do not mix
-            old.unlink()
+    for old in generated.glob("[0-9]" * 5 + ".png"):  # of an older call, not a user's own
+        old.unlink()
     for start in range(0, count, 500):
         noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)
         for i, image in enumerate(generate(generator, noise)[: count - start], start):
@@ -1256,13 +1216,6 @@ def sample(count, run_folder, changes, category=None):
     return 0
 
 
-def help_text():
-    """Return the docstring and the settings as they stand in this file."""
-    source = Path(__file__).read_text("utf-8")
-    block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
-    return f"{__doc__}\nSettings, with their defaults:\n\n{block}"
-
-
 def main(arguments=None):
     """Run the command line, or these words; return the exit status: 2 bad input, 1 failed later."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -1276,7 +1229,9 @@ def main(arguments=None):
     before = current_settings()
     try:
         if options.help:
-            print(help_text())
+            source = Path(__file__).read_text("utf-8")
+            block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
+            print(f"{__doc__}\nSettings, with their defaults:\n\n{block}")
             return 0
         changes = dict(map(parse_setting, options.settings))
         if options.sample is not None:

@@ -242,7 +242,7 @@ def test_an_out_that_cannot_be_written_gets_one_line(main, data, tmp_path, out):
 def test_too_few_images_are_told_with_a_batch_size_that_works(main, data, d_steps):
     settings = TINY | {"DATA": data, "D_STEPS": d_steps, "GRADIENT_PENALTY": 0, "EPOCHS": 1}
     end = main(**settings | {"BATCH_SIZE": 101})
-    assert_told(end, 2, "only 100 images for BATCH_SIZE=101")
+    assert_told(end, 2, "BATCH_SIZE=101 does not fit 100 images")
     most = int(re.search(r"try BATCH_SIZE=(\d+)", end[2])[1])
     assert main(**settings | {"BATCH_SIZE": most})[0] == 0
     assert main(**settings | {"BATCH_SIZE": most + 1})[0] == 2

@@ -23,7 +23,7 @@ def test_every_constant_of_the_block_is_a_setting_with_an_accepted_default(small
     names = re.findall(r"^([A-Z]\w*) = ", BLOCK, re.MULTILINE)
     assert sorted(names) == sorted(gan.SETTINGS)
     gan.change_settings(DEFAULTS)
-    assert all(gan.accepts(*item) for item in gan.current_settings().items())
+    assert all(gan.check(*item, "") == item[1] for item in gan.current_settings().items())
 
 
 def test_help_shows_the_options_and_settings_in_80_columns(capsys):
@@ -101,6 +101,7 @@ def test_values_are_taken_as_they_are_written(small, words, value):
         ("MODEL=vae", "MODEL=vae: it must be mlp or dcgan"),
         ("G_HIDDEN=16,x", "G_HIDDEN=16,x: it must be a whole number, "),
         ("EPOCHS=1,2", "EPOCHS=1,2"),
+        ("IMAGE_SIZE=8,8,3", "IMAGE_SIZE=8,8,3: it must be a whole number, 2 to 1024 or width,"),
         ("PRIOR=1,-1", "PRIOR=1,-1: it must be normal or sphere or low,high"),
         ("DATA=", "DATA="),
         ("EPOCHES=2", "no setting EPOCHES; see --help"),
