@@ -332,6 +332,9 @@ MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 SILENCE = 10  # seconds
+TYPES = Image.registered_extensions().items()
+# {suffix: format} of what Pillow reads by itself: for PostScript it runs another program.
+PICTURE_TYPES = {suffix: name for suffix, name in TYPES if name in Image.OPEN and name != "EPS"}
 
 
 class Problem(Exception):
@@ -415,12 +418,12 @@ def read_file(path):
     """Return the images of an IDX (.gz or not), .npz or .npy file. Raises Problem."""
     try:
         with open(path, "rb") as file:
-            head = file.read(6)
-        if head == b"\x93NUMPY":
+            head = file.read(2)
+        if head == b"\x93N":
             return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
-        if head[:2] == b"PK":
+        if head == b"PK":
             return read_npz(path)
-        with gzip.open(path) if head[:2] == b"\x1f\x8b" else open(path, "rb") as file:
+        with gzip.open(path) if head == b"\x1f\x8b" else open(path, "rb") as file:
             content = file.read()
         if content[:3] != b"\0\0\x08":  # IDX of unsigned bytes, as MNIST
             raise ValueError("no images in IDX, .npz or .npy form")
@@ -432,14 +435,12 @@ def read_file(path):
 
 def read_npz(path):
     """Return x_train, images, or else the first images in an .npz file. Raises ValueError."""
-    reason = "it is empty"
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in ("x_train", "images", *arrays):
-            if name in arrays and not Path(name).suffix:  # else of a zip of anything
-                try:
-                    return as_images(arrays[name])
-                except ValueError as error:  # labels, or an array of objects
-                    reason = f"{name}: {error}"
+    arrays, reason = np.load(path, allow_pickle=False), "it is empty"
+    for name in [name for name in ("x_train", "images", *arrays) if name in arrays]:
+        try:
+            return as_images(np.asarray(arrays[name]))
+        except ValueError as error:  # labels, an array of objects, or a file of a zip of anything
+            reason = f"{name}: {error}"
     raise ValueError(f"no images in it ({reason}); a zip of pictures: unpack it first")
 
 
@@ -468,14 +469,14 @@ def as_images(array):
 
 def find_pictures(folder):
     """Return the picture files below folder, sorted; say how many other files there are."""
-    found, left_out, types = [], Counter(), picture_types()
+    found, left_out = [], Counter()
     for place, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if name != "__MACOSX" and name[0] != "."]
         if "epoch-000.png" in names:  # a run of ours: its pictures are not data
             folders.clear()
             continue
         for path in (Path(place, name) for name in names if name[0] != "."):
-            if path.suffix.lower() in types:
+            if path.suffix.lower() in PICTURE_TYPES:
                 found.append(path)
             else:
                 left_out[path.suffix.lower() or path.name] += 1
@@ -483,12 +484,6 @@ def find_pictures(folder):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(9))
         print(f"left out: {kinds}")
     return sorted(found)
-
-
-def picture_types():
-    """Return {suffix: format} of what Pillow reads by itself: PostScript runs another program."""
-    types = Image.registered_extensions().items()
-    return {suffix: name for suffix, name in types if name in Image.OPEN and name != "EPS"}
 
 
 def read_folder(folder):
@@ -519,16 +514,10 @@ def read_folder(folder):
 
 def decode(files, size):
     """Yield the pixels [H, W, 3] of the picture files, cropped to size. Raises Problem."""
-
-    def read(file):
-        try:
-            return read_picture(file, size)
-        except Exception as error:
-            tell(f"warning: skipped {file}: {error}")
-
     readable = 0
     with ThreadPool() as pool:
-        for done, pixels in enumerate(pool.imap(read, files, chunksize=10), 1):
+        pictures = pool.imap(lambda file: read_picture(file, size), files, chunksize=10)
+        for done, pixels in enumerate(pictures, 1):
             show_progress(f"reading images: {done:,} of {len(files):,}")
             if pixels is not None:
                 readable += 1
@@ -539,24 +528,21 @@ def decode(files, size):
 
 def save_pictures(path, pictures, size):
     """Write pictures [H, W, 3] to a .npy file one by one: there may be more than memory holds."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (0, *size[::-1], 3)}
     with open(path, "wb") as npy:
-
-        def write_header(count):  # its length does not depend on the count
-            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *size[::-1], 3)}
-            npy.seek(0)
-            np.lib.format.write_array_header_1_0(npy, header)
-
-        write_header(0)
+        np.lib.format.write_array_header_1_0(npy, header)
         for count, pixels in enumerate(pictures, 1):
             npy.write(pixels.tobytes())
-        write_header(count)
+        npy.seek(0)  # now the count is known; NumPy leaves room for it
+        np.lib.format.write_array_header_1_0(npy, header | {"shape": (count, *size[::-1], 3)})
 
 
 def read_picture(file, size):
-    """Return the pixels [H, W, 3], uint8, of a picture file cropped and scaled to size (W, H)."""
-    with Image.open(file, formats=tuple(picture_types().values())) as picture:
-        picture.draft("RGB", size)  # a large JPEG is decoded at part size
-        picture = ImageOps.exif_transpose(picture)
+    """Return a picture file's pixels [H, W, 3], uint8, cropped and scaled to size, or None."""
+    try:
+        with Image.open(file, formats=tuple(PICTURE_TYPES.values())) as picture:
+            picture.draft("RGB", size)  # a large JPEG is decoded at part size
+            picture = ImageOps.exif_transpose(picture)
         if picture.mode[0] in "IF":  # wide numbers, which Pillow would clip
             picture = Image.fromarray(narrow(np.asarray(picture)))
         if picture.has_transparency_data:
@@ -566,6 +552,8 @@ def read_picture(file, size):
             behind = Image.new("RGBA", size, "white" if dark else "black")
             picture = Image.alpha_composite(behind, picture)
         return np.asarray(ImageOps.fit(picture.convert("RGB"), size))
+    except Exception as error:
+        tell(f"warning: skipped {file}: {error}")
 
 
 def narrow(numbers):
