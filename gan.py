@@ -419,10 +419,15 @@ def read_file(path):
     try:
         with open(path, "rb") as file:
             head = file.read(2)
-        if head == b"\x93N":
+        if head == b"\x93N":  # .npy
             return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
-        if head == b"PK":
-            return read_npz(path)
+        if head == b"PK":  # .npz, or any other zip file
+            arrays = np.load(path, allow_pickle=False)
+            for name in ("x_train", "images", *arrays):
+                # Not there, labels, an array of objects, or a picture: the next one may do.
+                with contextlib.suppress(KeyError, ValueError, AttributeError):
+                    return as_images(arrays[name])
+            raise ValueError("no array of images in it; a zip of pictures: unpack it first")
         with gzip.open(path) if head == b"\x1f\x8b" else open(path, "rb") as file:
             content = file.read()
         if content[:3] != b"\0\0\x08":  # IDX of unsigned bytes, as MNIST
@@ -431,17 +436,6 @@ def read_file(path):
         return as_images(np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape))
     except Exception as error:
         raise Problem(f"{path} cannot be used: {error}") from None
-
-
-def read_npz(path):
-    """Return x_train, images, or else the first images in an .npz file. Raises ValueError."""
-    arrays, reason = np.load(path, allow_pickle=False), "it is empty"
-    for name in [name for name in ("x_train", "images", *arrays) if name in arrays]:
-        try:
-            return as_images(np.asarray(arrays[name]))
-        except ValueError as error:  # labels, an array of objects, or a file of a zip of anything
-            reason = f"{name}: {error}"
-    raise ValueError(f"no images in it ({reason}); a zip of pictures: unpack it first")
 
 
 def as_images(array):
@@ -469,21 +463,15 @@ def as_images(array):
 
 def find_pictures(folder):
     """Return the picture files below folder, sorted; say how many other files there are."""
-    found, left_out = [], Counter()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name != "__MACOSX" and name[0] != "."]
-        if "epoch-000.png" in names:  # a run of ours: its pictures are not data
-            folders.clear()
-            continue
-        for path in (Path(place, name) for name in names if name[0] != "."):
-            if path.suffix.lower() in PICTURE_TYPES:
-                found.append(path)
-            else:
-                left_out[path.suffix.lower() or path.name] += 1
-    if left_out:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in left_out.most_common(9))
-        print(f"left out: {kinds}")
-    return sorted(found)
+    names = glob.glob("**", root_dir=folder, recursive=True)  # without hidden ones
+    paths = sorted(Path(folder, name) for name in names if "__MACOSX" not in name)
+    runs = {path.parent for path in paths if path.name == "epoch-000.png"}  # they are not data
+    files = [path for path in paths if path.is_file() and runs.isdisjoint(path.parents)]
+    others = [path for path in files if path.suffix.lower() not in PICTURE_TYPES]
+    if others:
+        kinds = Counter(path.suffix.lower() or path.name for path in others).most_common(9)
+        print(f"left out: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}")
+    return [path for path in files if path.suffix.lower() in PICTURE_TYPES]
 
 
 def read_folder(folder):
