@@ -46,7 +46,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 # this one ends while it loads.
 stderr = os.dup(2)
 listen = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
-listener = subprocess.Popen(listen, stdin=subprocess.PIPE)
+listener = subprocess.Popen(listen, stdin=subprocess.PIPE, start_new_session=True)
 os.dup2(listener.stdin.fileno(), 2)
 try:
     import keras
@@ -55,14 +55,14 @@ try:
 finally:
     os.dup2(stderr, 2)
 listener.kill()
-keras.config.set_floatx("float32")  # overrides that file, too
+keras.config.set_floatx("float32")  # overrides keras.json, too
 keras.config.set_image_data_format("channels_last")
 
 # ---- Settings: change them here, or for one run as in python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
 # fmt: off
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
-IMAGE_SIZE = 64           # of a folder's images: pixels, or width,height
+IMAGE_SIZE = 64           # for a folder of pictures: pixels, or width,height
 AUGMENT = False           # D sees altered images, also mirrored: for few photos
 SEED = 0                  # same seed, same run (on a CPU)
 # Networks (None: chosen by MODEL)
@@ -71,10 +71,10 @@ Z_SIZE = None             # length of the noise z; None: 14, for a dcgan 64
 CATEGORIES = None         # discrete latent categories that G learns by itself;
                           # 1: off; None: 28, for a dcgan 1
 PRIOR = "sphere"          # of z: "normal", "sphere" (of one length), low,high
-G_HIDDEN = 1024           # mlp: units of the hidden layer; of two: 256,512
+G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # the same for D; more of both: sharper, slower
-CHANNELS = 56,32          # dcgan: filters by the image, doubled inward; of G,D
-KERNEL = 4                # dcgan: side of a filter; odd: a checkerboard pattern
+CHANNELS = 56,32          # dcgan: filters by the image, of G,D; doubled inward
+KERNEL = 4                # dcgan: side of a filter; odd: a fine grid in photos
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -83,7 +83,7 @@ BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = 0.05   # R1 + R2 penalty; more: steadier, blurrier; 0: off
-PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
+PENALTY_EVERY = 8         # lazily: in every 8th iteration, 8 times as heavy
 # Training
 EPOCHS = 19               # passes over the data, of 10,000 images at least
 BATCH_SIZE = None         # images per update, over all devices; less: more
@@ -111,7 +111,7 @@ def noise_size():
 
 
 def stages(shape, channels):
-    """Return shapes (H, W, C) of a dcgan's stages, first the image's own; channels: of the next."""
+    """Return the shapes (H, W, C) of a dcgan's stages: the image's, then each half as large."""
     shapes = [shape]
     while min(shape[:2]) > 7:  # halve the sides, rounded up
         shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
@@ -134,7 +134,7 @@ def build_generator(shape):
     x = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
-    if CATEGORIES > 1:  # one-hot of the largest: G never gets a mixture (arXiv:2006.04596)
+    if CATEGORIES > 1:  # the largest is 3, the others 0: no mixtures (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
@@ -173,7 +173,7 @@ def build_discriminator(shape):
 
 # ---- The GAN ----
 EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
-REAL, FAKE, FAKE_FOR_G = range(3)  # images that are augmented, independently of each other
+REAL, FAKE, FAKE_FOR_G = range(3)  # part of the seed, so that each is augmented differently
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 
 
@@ -237,7 +237,7 @@ class GAN:
 
     def train_batches(self, batches, step, seen):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
-        # step, seen: iterations, images before. Decay goes by images: BATCH_SIZE can be changed.
+        # step: iterations done; seen: images used, for the decay, as BATCH_SIZE can be changed.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -246,16 +246,15 @@ class GAN:
             rate = tf.cast(rate, tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
-            # The penalty doubles D's work; with more weight, every few iterations is enough.
-            # Two calls, as its weight (half of R1's gamma) must be a Python number in train_step.
+            # Two calls, as with_penalty must be a Python bool in train_step.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
-                self.step_everywhere(batches[i], step + i, PENALTY_EVERY * GRADIENT_PENALTY / 2)
+                self.step_everywhere(batches[i], step + i, True)
             else:
-                self.step_everywhere(batches[i], step + i, 0.0)
+                self.step_everywhere(batches[i], step + i, False)
             if EMA and (step + i) % EMA_EVERY == 0:
-                # The decay warms up, so that the first, random weights are soon forgotten.
-                warm_up = (step + i + 1) / (step + i + 10)
-                decay = tf.minimum(tf.cast(warm_up, tf.float32), EMA) ** EMA_EVERY
+                # At first the decay is smaller, so that the random first weights are forgotten.
+                early_decay = (step + i + 1) / (step + i + 10)
+                decay = tf.minimum(tf.cast(early_decay, tf.float32), EMA) ** EMA_EVERY
                 for average, value in zip(self.average.variables, self.generator.variables):
                     average.assign_add((1.0 - decay) * (value - average))
 
@@ -265,8 +264,8 @@ class GAN:
         metrics = self.strategy.reduce("MEAN", metrics, axis=None)
         self.sums.assign_add(tf.cast(metrics, tf.float64))
 
-    def train_step(self, batches, step, penalty_weight):
-        """Update D D_STEPS times, then G G_STEPS times, on a replica; return 1 and the METRICS."""
+    def train_step(self, batches, step, with_penalty):
+        """Update D with batches [D_STEPS, BATCH_SIZE, H, W, C], then G; return 1 and METRICS."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
 
@@ -283,10 +282,11 @@ class GAN:
                     fake_logits = self.judge(fake, key, FAKE)
                 d_loss = discriminator_loss(real_logits, fake_logits)
                 penalty = 0.0  # on D's slopes at the images; keeps D smooth (arXiv:1801.04406)
-                if penalty_weight:
+                if with_penalty:  # it doubles D's work, so it comes rarely, and is heavier
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
                     real_penalty, fake_penalty = [tf.reduce_sum(s**2) / size for s in slopes]
-                    penalty = penalty_weight * (real_penalty + fake_penalty)
+                    weight = PENALTY_EVERY * GRADIENT_PENALTY / 2
+                    penalty = weight * (real_penalty + fake_penalty)
                 penalized_loss = d_loss + penalty
             self.update(self.discriminator, self.d_optimizer, d_tape, penalized_loss)
 
@@ -318,7 +318,7 @@ class GAN:
     def update(self, network, optimizer, tape, loss):
         """Change the network so that the loss, recorded by the tape, gets smaller."""
         variables = network.trainable_variables
-        share = tf.constant(1.0 / self.replicas)  # the optimizer adds up all replicas' gradients
+        share = tf.constant(1.0 / self.replicas)  # as the optimizer adds up the replicas' gradients
         gradients = tape.gradient(loss, variables, output_gradients=share)
         optimizer.apply_gradients(zip(gradients, variables))
 
@@ -331,7 +331,7 @@ MIRRORS = (
     "https://dataset.bj.bcebos.com/mnist/",  # in Beijing
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-SILENCE = 10  # seconds
+TIMEOUT = 10  # seconds
 TYPES = Image.registered_extensions().items()
 # {suffix: format} of what Pillow reads by itself: for PostScript it runs another program.
 PICTURE_TYPES = {suffix: name for suffix, name in TYPES if name in Image.OPEN and name != "EPS"}
@@ -382,7 +382,7 @@ def load_images():
 def load_mnist():
     """Return MNIST's images from Keras' cache, else from the web. Raises ConnectionError."""
     home, reasons = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras"), []
-    socket.setdefaulttimeout(SILENCE)  # otherwise a silent mirror would hang the run
+    socket.setdefaulttimeout(TIMEOUT)  # otherwise a silent mirror would hang the run
     for source in ("mnist.npz", *MIRRORS):
         try:
             if source == "mnist.npz":
@@ -765,7 +765,7 @@ def plot(rows):
     axis = min(0, math.floor(low)), max(2, math.ceil(high))
     losses = ("D loss", d_loss), ("G loss", g_loss)
     judgements = ("D(x), of real images", real), ("D(G(z)), of fakes", fake)
-    guesses = 1.39, -0.69 if LOSS == "minimax" else 0.69
+    guesses = 1.39, (-0.69 if LOSS == "minimax" else 0.69)
     panels = (40, axis, guesses, losses), (285, (0, 1), (0.5,), judgements)
     step = math.ceil(len(rows) / 12)
     for top, (low, high), guessing, lines in panels:
@@ -789,7 +789,7 @@ def plot(rows):
 
 
 def in_category(noise, categories):
-    """Return noise [n, noise_size()] with images of that category, of these [n], or (None) any."""
+    """Return noise changed so that G draws one category, or categories [n]; None: unchanged."""
     noise = np.array(noise)
     if CATEGORIES > 1 and categories is not None:
         noise[:, Z_SIZE:] = np.eye(CATEGORIES)[categories]
@@ -904,9 +904,11 @@ def train(gan, images, folder, signals):
             return False
         fakes = save_picture(gan, folder, f"epoch-{gan.epoch + 1:03}.png")
         iterations, *sums = gan.sums.numpy().tolist()
-        means, spread = [total / iterations for total in sums], pixel_spread(fakes) / real_spread
-        seconds, began = time.perf_counter() - began, time.perf_counter()
-        gan.rows.append([gan.epoch + 1.0, *means, spread, speed, seconds])
+        means = [total / iterations for total in sums]
+        spread = pixel_spread(fakes) / real_spread
+        now = time.perf_counter()
+        gan.rows.append([gan.epoch + 1.0, *means, spread, speed, now - began])
+        began = now
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.sums.assign(tf.zeros_like(gan.sums))
         row = dict(zip(COLUMNS, gan.rows[-1]))
@@ -918,7 +920,7 @@ def train(gan, images, folder, signals):
                 picture = np.atleast_3d(tile(fakes[: GRID**2], GRID))
                 tf.summary.image("samples", picture[np.newaxis])
         print(ROW.format(epochs=EPOCHS, **row))
-        if gan.epoch == first < EPOCHS:
+        if gan.epoch == first and first < EPOCHS:
             left = (EPOCHS - first) * gan.epoch_iterations * D_STEPS * BATCH_SIZE / speed
             print(f"          about {left:,.0f} seconds to go")
         for text, true in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
@@ -1007,22 +1009,33 @@ PATHS = "DATA", "OUT"
 SETTINGS = [*PATHS, *(LIMITS | CHOICES)]
 
 
+def accepts(name, value):
+    """Return whether the setting of that name can have that value."""
+    if name in PATHS:
+        return isinstance(value, str) and value != ""
+    if repr(value) in map(repr, CHOICES.get(name, ())):  # repr, as 1 == True
+        return True
+    several = isinstance(value, tuple)
+    if name not in (LISTS if several else LIMITS):
+        return False
+    low, high = LIMITS.get(name, (-math.inf, math.inf))
+    numbers = value if several else (value,)
+    if not all(type(number) in (int, type(low)) and low <= number <= high for number in numbers):
+        return False
+    if several and "HIDDEN" not in name:  # a pair
+        return len(value) == 2 and (LISTS[name] != "low,high" or value[0] < value[1])
+    return True
+
+
 def check(name, value, written):
     """Return the value of a setting, a list as a tuple. Raises Problem if it cannot have it."""
     value = tuple(value) if isinstance(value, list) else value
-    choices, limits, form = CHOICES.get(name, ()), LIMITS.get(name), LISTS.get(name)
-    low, high = limits or (-math.inf, math.inf)
-    numbers = value if isinstance(value, tuple) else (value,)
-    fits = all(type(number) in (int, type(low)) and low <= number <= high for number in numbers)
-    if name in PATHS:
-        fits = isinstance(value, str) and value != ""
-    elif not isinstance(value, tuple):
-        fits = (fits and limits) or repr(value) in map(repr, choices)  # repr, as 1 == True
-    elif "HIDDEN" not in name:
-        fits = fits and form and len(value) == 2 and (form != "low,high" or value[0] < value[1])
-    if not fits:
-        kind = "a whole number" if isinstance(low, int) else "a number"
-        takes = [limits and f"{kind}, {low} to {high}", *map(str, choices), form]
+    if not accepts(name, value):
+        takes = [str(choice) for choice in CHOICES.get(name, ())] + [LISTS.get(name, "")]
+        if name in LIMITS:
+            low, high = LIMITS[name]
+            kind = "a whole number" if isinstance(low, int) else "a number"
+            takes.insert(0, f"{kind}, {low} to {high}")
         takes = " or ".join(filter(None, takes)) or "a path"
         raise Problem(f"{name}={written}: it must be {takes}")
     return value
@@ -1063,7 +1076,8 @@ def change_settings(changes):
 def describe(name, images, gan, folder):
     """Print what is going to be trained, on what."""
     count, height, width, channels = images.shape
-    colour, gpus = "grey" if channels == 1 else "RGB", len(tf.config.list_logical_devices("GPU"))
+    colour = "grey" if channels == 1 else "RGB"
+    gpus = len(tf.config.list_logical_devices("GPU"))
     print(f"data           {name}: {count:,} {colour} images, {width} x {height}")
     for network in (gan.generator, gan.discriminator):
         print(f"{network.name:14} {network.count_params():,} parameters")
@@ -1098,9 +1112,9 @@ def run(resume, run_folder, changes):
     elif len(tf.config.list_physical_devices("GPU")) > 1:
         strategy = tf.distribute.MirroredStrategy()
     name, images = load_images()
-    if resume and name == "digits" != DATA:
-        raise Problem(f"DATA={DATA} failed to load, so this run cannot be resumed")
-    if name == "digits":
+    if name == "digits" and DATA == "mnist":  # MNIST failed to load
+        if resume:
+            raise Problem("MNIST failed to load, so this run cannot be resumed")
         change_settings({"DATA": name})
     devices, most = strategy.num_replicas_in_sync, max(2, len(images) // D_STEPS)
     size = min(BATCH_SIZE, most) // devices * devices
@@ -1185,8 +1199,8 @@ def sample(count, run_folder, changes, category=None):
         write(folder / "categories.png", picture_categories(generator).save)
     # A row walks from one z to another in one category.
     rows = np.linspace(0, CATEGORIES - 1, 10, dtype=int) if category is None else [category] * 10
-    ends = in_category(draw_noise(20, WALK_KEY), [*rows, *rows]).reshape(2, 10, -1)
-    walks = np.linspace(*ends, 10, axis=1).reshape(100, -1)
+    ends = in_category(draw_noise(20, WALK_KEY), [*rows, *rows])
+    walks = np.linspace(ends[:10], ends[10:], 10, axis=1).reshape(100, -1)
     write(folder / "interpolation.png", tile(generate(generator, walks), 10).save)
     print(f"{count:,} images in {generated}; see also grid.png and interpolation.png in {folder}")
     return 0

@@ -341,7 +341,7 @@ def cache(small, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(gan, "MNIST_SHA256", hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setattr(gan, "MIRRORS", ())
-    monkeypatch.setattr(gan, "SILENCE", 1)
+    monkeypatch.setattr(gan, "TIMEOUT", 1)
     monkeypatch.setattr(gan, "draw_digits", lambda count: OTHERS)
     before = socket.getdefaulttimeout()
     yield folder

@@ -213,7 +213,7 @@ def test_a_run_whose_data_moved_or_grew_goes_on_but_not_with_images_of_another_s
 ):
     images = np.load(data)
     (tmp_path / "there").mkdir()
-    data.rename(moved := tmp_path / "there" / "moved.npy")
+    data.rename(moved := tmp_path / "there" / "digits.npy")  # not the digits that are drawn
     assert_told(main("--resume", EPOCHS=3), 2, "DATA", "no such file")
     status, out, err = main("--resume", EPOCHS=3, DATA=moved)
     assert (status, err) == (0, "") and " 3/3" in out
