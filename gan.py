@@ -756,8 +756,8 @@ def plot(rows):
     """Return a chart, 800 x 500, of the rows' losses and, below, of how real D finds images."""
     picture = Image.new("RGB", (800, 500), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((750, 14), "grey: D is guessing; flat is healthy: neither wins", 0, FONT, "ra")
-    draw.text((52, 470), "epoch", "black", FONT, "ra")
+    draw.text((750, 14), "dark: D can only guess; flat is healthy: neither wins", 0, FONT, "ra")
+    draw.text((750, 484), "epoch", "black", FONT, "ra")
     epochs, d_loss, g_loss, real, fake, *_ = np.transpose(rows)
     xs = 60 + 690 * (epochs - epochs[0]) / max(1, epochs[-1] - epochs[0])
     # A few wild losses would flatten all others: what lies above the axis is marked at its end.
@@ -801,10 +801,12 @@ def picture_categories(generator):
     count = min(CATEGORIES, 40)
     noise = np.tile(draw_noise(10, CATEGORIES_KEY), (count, 1))
     picture = tile(generate(generator, in_category(noise, np.repeat(np.arange(count), 10))), 10)
-    picture = ImageOps.expand(picture.convert("RGB"), (50, 0, 0, 0), "white")
+    height = picture.height / count
+    picture = ImageOps.expand(picture.convert("RGB"), (50, 30, 0, 0), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((50, 15), "one category in each row, the same noise in a column", 0, LARGE_FONT, "lm")
     for row in range(count):
-        middle = (row + 0.5) * picture.height / count
-        ImageDraw.Draw(picture).text((40, middle), str(row), "black", LARGE_FONT, "rm")
+        draw.text((40, 30 + (row + 0.5) * height), str(row), 0, LARGE_FONT, "rm")
     return picture
 
 
@@ -836,31 +838,31 @@ def save_history(folder):
         write(folder / "training.gif", lambda temporary: frames[0].save(temporary, **options))
 
 
-PAGE = """<!DOCTYPE html><meta charset="utf-8"><title>gan.py</title><style>
-body { font: 16px sans-serif } img { width: 46vw; min-width: 330px; vertical-align: top }
-</style><h2 id="heading"></h2><input id="slider" type="range" style="width: 90vw">
-<p><b id="title"></b>, and real images:</p><img id="fakes"> <img src="real.png">
-<img src="losses.png" onerror="remove()"> <img src="training.gif" onerror="remove()">
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><style>input { width: 90vw }
+body { font: 16px sans-serif } img { width: 46vw; min-width: 330px; margin: 4px }
+img, pre { display: inline-block; vertical-align: top }</style><h2 id="heading"></h2>
+<input id="slider" type="range"><p><b id="title"></b>: generated images, then real ones</p>
+<img id="fakes"><img src="real.png">
+<img src="losses.png" onerror="remove()"><img src="training.gif" onerror="remove()">
 <img src="categories.png" onerror="remove()"><pre id="facts"></pre><script>
-const run = RUN;
-heading.textContent = run.facts.run;
-facts.textContent = JSON.stringify(run.facts, null, 1);
-slider.max = run.pictures.length - 1;
-slider.value = location.hash.slice(1) || slider.max;
+const [name, lines, pictures, training] = RUN, last = pictures.length - 1;
+heading.textContent = document.title = name;
+facts.textContent = lines.join("\\n");
+slider.max = last;
+slider.value = location.hash.slice(1) || last; // after a reload it is where it was
 onload = oninput = () => {
-  [title.textContent, fakes.src] = run.pictures[slider.value];
-  // A reload keeps the place; at its right end, the slider follows the newest picture.
-  location.replace("#" + (slider.value == slider.max ? "" : slider.value));
+  [title.textContent, fakes.src] = pictures[slider.value];
+  location.replace("#" + (slider.value == last ? "" : slider.value));
 };
-onkeydown = () => slider.focus();
-if (run.training) setTimeout(() => location.reload(), 5000);</script>"""
+slider.focus({ preventScroll: true }); // for the arrow keys
+if (training) setTimeout(() => location.reload(), 5000);</script>"""
 
 
 def save_page(folder, gan, training=True):
     """Write index.html, which shows the run in a browser: from the disk, without a server."""
-    figures = dict(zip(COLUMNS, np.round(gan.rows[-1], 3).tolist())) if gan.rows else {}
-    facts = {"run": folder.name} | figures | current_settings()
-    run = {"facts": facts, "pictures": epoch_pictures(folder), "training": training}
+    figures = dict(zip(COLUMNS, np.round(gan.rows[-1], 3))) if gan.rows else {}
+    facts = [f"{name}: {value}" for name, value in (figures | current_settings()).items()]
+    run = [f"{folder.name}, epoch {gan.epoch} of {EPOCHS}", facts, epoch_pictures(folder), training]
     page = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))  # no tag from a name
     write(folder / "index.html", lambda temporary: temporary.write_text(page, "utf-8"))
 
