@@ -52,7 +52,7 @@ def test_every_command_and_every_example_runs(small, tmp_path, monkeypatch):
     for words in (["SEED=7"], ["--category", "6"]):
         assert gan.main(["--run", "samples/mnist-001", "--sample", "9", *words]) == 0
     [use] = re.findall("```python\n(.*?)```", README, re.DOTALL)
-    use = use.replace('["DATA=digits"]', '["DATA=digits", "BATCH_SIZE=200", "G_HIDDEN=4"]')
+    use = use.replace('"EPOCHS=1"', '"EPOCHS=1", "BATCH_SIZE=200", "G_HIDDEN=4"')
     use += "\nassert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
     example = f"import sys; sys.path.append({str(ROOT)!r})\n{use}"
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
