@@ -88,7 +88,7 @@ PENALTY_EVERY = 8         # lazily: in every 8th iteration, 8 times as heavy
 EPOCHS = 19               # passes over the data, of 10,000 images at least
 BATCH_SIZE = None         # images per update, over all devices; less: more
                           # updates in the same time; None: 100, for a dcgan 50
-LEARNING_RATE = None      # Adam's, for D; None: 0.004, for a dcgan 0.003
+LEARNING_RATE = None      # of D; None: 0.004, for a dcgan 0.003, 64 px: 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
@@ -871,7 +871,7 @@ def save_page(folder, gan, training=True):
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
-COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, for a dcgan LEARNING_RATE=0.0015"
+COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, or half the LEARNING_RATE"
 OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: try GRADIENT_PENALTY=1"
 
 
@@ -1107,6 +1107,7 @@ def run(resume, run_folder, changes):
         for name in FIXED:
             if changes.get(name, globals()[name]) != globals()[name]:
                 raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
+    default_rate = (current_settings() | changes)["LEARNING_RATE"] is None
     change_settings(changes)
     strategy = tf.distribute.get_strategy()  # one device
     if "TF_CONFIG" in os.environ:
@@ -1118,6 +1119,8 @@ def run(resume, run_folder, changes):
         if resume:
             raise Problem("MNIST failed to load, so this run cannot be resumed")
         change_settings({"DATA": name})
+    if default_rate and MODEL == "dcgan" and max(images.shape[1:3]) > 32:
+        change_settings({"LEARNING_RATE": 0.0015})  # larger images collapse at the default's
     devices, most = strategy.num_replicas_in_sync, max(2, len(images) // D_STEPS)
     size = min(BATCH_SIZE, most) // devices * devices
     if size != BATCH_SIZE:
