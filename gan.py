@@ -1117,7 +1117,7 @@ def run(resume, run_folder, changes):
     name, images = load_images()
     if name == "digits" and DATA == "mnist":  # MNIST failed to load
         if resume:
-            raise Problem("MNIST failed to load, so this run cannot be resumed")
+            raise Problem(f"DATA={DATA} failed to load, so this run cannot be resumed")
         change_settings({"DATA": name})
     if default_rate and MODEL == "dcgan" and max(images.shape[1:3]) > 32:
         change_settings({"LEARNING_RATE": 0.0015})  # larger images collapse at the default's
