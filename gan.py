@@ -25,6 +25,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -43,7 +44,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal errors only
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for a second run
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 # TensorFlow's remarks, as on missing GPUs, go to another process, which shows them only if
-# this one ends while it loads.
+# this one ends while it loads. It has its own session, so that Ctrl-C does not reach it.
 stderr = os.dup(2)
 listen = [sys.executable, "-c", "import sys; sys.stderr.write(sys.stdin.read())"]
 listener = subprocess.Popen(listen, stdin=subprocess.PIPE, start_new_session=True)
@@ -83,11 +84,10 @@ BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = 0.05   # R1 + R2 penalty; more: steadier, blurrier; 0: off
-PENALTY_EVERY = 8         # lazily: in every 8th iteration, 8 times as heavy
+PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
 # Training
 EPOCHS = 19               # passes over the data, of 10,000 images at least
-BATCH_SIZE = None         # images per update, over all devices; less: more
-                          # updates in the same time; None: 100, for a dcgan 50
+BATCH_SIZE = None         # images per update, in all; None: 100, for a dcgan 50
 LEARNING_RATE = None      # of D; None: 0.004, for a dcgan 0.003, 64 px: 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
@@ -172,6 +172,7 @@ def build_discriminator(shape):
 
 
 # ---- The GAN ----
+EPOCH_IMAGES = 10_000  # at least, as a pass over a few photographs is no time to learn
 EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
 REAL, FAKE, FAKE_FOR_G = range(3)  # part of the seed, so that each is augmented differently
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
@@ -210,7 +211,7 @@ class GAN:
         """Build everything for images, uint8 [N, H, W, C], on the devices of the strategy."""
         keras.utils.set_random_seed(SEED)
         self.data_shape, shape = images.shape, images.shape[1:]
-        self.epoch_iterations = max(10_000, len(images)) // (D_STEPS * BATCH_SIZE)
+        self.epoch_iterations = max(EPOCH_IMAGES, len(images)) // (D_STEPS * BATCH_SIZE)
         self.strategy = strategy or tf.distribute.get_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
@@ -1145,7 +1146,8 @@ def run(resume, run_folder, changes):
 def train_run(gan, images, folder):
     """Train in the run's folder, to the end or until Ctrl-C; return the exit status."""
     signals, began = [], time.perf_counter()
-    quoted = f'"{folder}"' if " " in str(folder) else folder  # as sh and cmd.exe take it
+    plain = shlex.quote(str(folder)) == str(folder)
+    quoted = folder if plain else f'"{folder}"'  # as sh and cmd.exe take it
     command = f"python gan.py --resume --run {quoted}"
 
     def stop(number, _):  # after the current chunk; a second signal ends it at once
@@ -1192,8 +1194,9 @@ def sample(count, run_folder, changes, category=None):
     except Exception as error:
         raise Problem(f"{file} cannot be used: {error}") from None
     generated.mkdir(exist_ok=True)
-    for old in generated.glob("[0-9]" * 5 + ".png"):  # of an older call, not a user's own
-        old.unlink()
+    for old in generated.glob("[0-9]" * 5 + "*.png"):
+        if old.stem.isdecimal():  # of an older call, not a user's own
+            old.unlink()
     for start in range(0, count, 500):
         noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)
         for i, image in enumerate(generate(generator, noise)[: count - start], start):
