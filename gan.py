@@ -25,7 +25,6 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -484,16 +483,21 @@ def read_folder(folder):
     facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats)]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     name = f"{folder.name}-{size[0]}x{size[1]}-"
-    cache = Path(OUT, "cache", f"{name}{digest}.npy")
+    cache = Path(OUT, "cache", f"{name}{digest}.raw")  # pixel by pixel, without a header
+
+    def save(temporary):
+        with open(temporary, "wb") as raw:  # one by one: there may be more than memory holds
+            raw.writelines(decode(files, size))
+
     try:
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True)
-            write(cache, lambda temporary: save_pictures(temporary, decode(files, size), size))
-            for old in cache.parent.glob(f"{glob.escape(name)}*.npy"):
+            write(cache, save)
+            for old in cache.parent.glob(f"{glob.escape(name)}*"):
                 if old != cache:
                     with contextlib.suppress(PermissionError):  # on Windows, open in another run
                         old.unlink()
-        pictures = np.load(cache, mmap_mode="r")
+        pictures = np.memmap(cache, mode="r").reshape(-1, size[1], size[0], 3)
     except OSError as error:
         tell(f"warning: {error}; so the decoded pictures are kept in memory only")
         pictures = np.stack(list(decode(files, size)))
@@ -513,17 +517,6 @@ def decode(files, size):
                 yield pixels
     if not readable:
         raise Problem(f"DATA={DATA}: no readable picture in this folder")
-
-
-def save_pictures(path, pictures, size):
-    """Write pictures [H, W, 3] to a .npy file one by one: there may be more than memory holds."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (0, *size[::-1], 3)}
-    with open(path, "wb") as npy:
-        np.lib.format.write_array_header_1_0(npy, header)
-        for count, pixels in enumerate(pictures, 1):
-            npy.write(pixels.tobytes())
-        npy.seek(0)  # now the count is known; NumPy leaves room for it
-        np.lib.format.write_array_header_1_0(npy, header | {"shape": (count, *size[::-1], 3)})
 
 
 def read_picture(file, size):
@@ -1146,9 +1139,7 @@ def run(resume, run_folder, changes):
 def train_run(gan, images, folder):
     """Train in the run's folder, to the end or until Ctrl-C; return the exit status."""
     signals, began = [], time.perf_counter()
-    plain = shlex.quote(str(folder)) == str(folder)
-    quoted = folder if plain else f'"{folder}"'  # as sh and cmd.exe take it
-    command = f"python gan.py --resume --run {quoted}"
+    command = f'python gan.py --resume --run "{folder}"'  # as sh and cmd.exe take it
 
     def stop(number, _):  # after the current chunk; a second signal ends it at once
         signals.append(number)

@@ -117,7 +117,7 @@ def test_a_disk_full_at_any_write_gets_one_line_and_loses_nothing(
 def test_divergence_ends_in_one_line_and_a_lower_rate_goes_on_from_before_it(main, finished):
     wild = {"LEARNING_RATE": 1e12, "ACTIVATION": "leaky_relu", "GRADIENT_PENALTY": 1}
     end = main("--resume", EPOCHS=4, **wild)
-    assert_told(end, 1, "diverged", "LEARNING_RATE", "--resume --run samples/dots-001")
+    assert_told(end, 1, "diverged", "LEARNING_RATE", '--resume --run "samples/dots-001"')
     assert all(np.isfinite(array).all() for array in newest_checkpoint(finished))
     assert main("--resume", EPOCHS=3, LEARNING_RATE=0.001)[0] == 0
     assert len(rows(finished)) == 3
@@ -130,7 +130,7 @@ def test_a_run_whose_reader_is_gone_says_in_one_line_how_to_go_on(main, data, tm
         assert process.poll() is None
     process.stdout.close()  # as of a tee that Ctrl-C has ended
     err = process.stderr.read()
-    assert_told((process.wait(60), "", err), 1, "--resume --run samples/dots-001")
+    assert_told((process.wait(60), "", err), 1, '--resume --run "samples/dots-001"')
     assert main(*printed_command(err))[0] == 0
 
 
@@ -280,7 +280,7 @@ def test_a_csv_that_stays_open_is_told_once_and_a_checkpoint_ends_the_run(
     open_elsewhere("losses.csv", 10**9)
     assert_told(main(DATA=data, **LONGER), 0, "losses.csv", "open in another program")
     open_elsewhere("step-000000100.npz", 10**9)
-    assert_told(main(DATA=data, **LONGER), 1, "cannot access", "--resume --run samples/dots-002")
+    assert_told(main(DATA=data, **LONGER), 1, "cannot access", '--resume --run "samples/dots-002"')
 
 
 @posix

@@ -262,7 +262,7 @@ def test_a_run_killed_and_stopped_at_random_moments_ends_like_one_left_alone(mai
     np.save(tmp_path / "dots.npy", dots)
     settings = TINY | {"DATA": tmp_path / "dots.npy", "GRADIENT_PENALTY": 0, "EPOCHS": 7}
     chance, command = random.Random(0), arguments(**settings)
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
         process = start_saving(tmp_path, *command)
         time.sleep(chance.uniform(0, 0.2))
         process.send_signal(number)

@@ -85,7 +85,7 @@ def test_two_workers_go_on_as_one_and_when_one_is_killed_the_other_says_how_to_g
     assert "replicas: 2" in out and " 3/100000" in out and silent == ""
     assert not list((tmp_path / "1").iterdir())  # the first one keeps the run
     [told] = [line for line in err.splitlines() if line.startswith("gan.py")]
-    assert f"--resume --run {run}" in told and "Traceback" not in err
+    assert f'--resume --run "{run}"' in told and "Traceback" not in err
     epochs = len(list(run.glob("epoch-*.png")))
     assert gan.main(["--resume", f"EPOCHS={epochs}"]) == 0
 
