@@ -73,7 +73,8 @@ CATEGORIES = None         # discrete latent categories that G learns by itself;
 PRIOR = "sphere"          # of z: "normal", "sphere" (of one length), low,high
 G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # the same for D; more of both: sharper, slower
-CHANNELS = 56,32          # dcgan: filters by the image, of G,D; doubled inward
+CHANNELS = None           # dcgan: filters by the image, of G,D; doubled inward;
+                          # None: 56,32, above 32 pixels 28,32
 KERNEL = 4                # dcgan: side of a filter; odd: a fine grid in photos
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
@@ -173,7 +174,6 @@ def build_discriminator(shape):
 # ---- The GAN ----
 EPOCH_IMAGES = 10_000  # at least, as a pass over a few photographs is no time to learn
 EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
-REAL, FAKE, FAKE_FOR_G = range(3)  # part of the seed, so that each is augmented differently
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 
 
@@ -547,6 +547,9 @@ def narrow(numbers):
 
 
 # ---- Altered images, and a faster Adam ----
+REAL, FAKE, FAKE_FOR_G = range(3)  # purposes; part of the seed, so that each differs
+
+
 def to_floats(pixels):
     """Return pixels of 0..255 as floats in OUTPUT's range."""
     floats = tf.cast(pixels, tf.float32)
@@ -562,10 +565,9 @@ def augment(images, key, purpose):
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
-    # Rows and columns are moved by a product with ones and zeros; the edge is repeated.
-    rows = tf.one_hot(tf.clip_by_value(rows, 0, height - 1), height)
-    columns = tf.one_hot(tf.clip_by_value(columns, 0, width - 1), width)
-    images = tf.einsum("nyh,nxw,nhwc->nyxc", rows, columns, images)
+    # Outside of the image its edge is repeated.
+    images = tf.gather(images, tf.clip_by_value(rows, 0, height - 1), axis=1, batch_dims=1)
+    images = tf.gather(images, tf.clip_by_value(columns, 0, width - 1), axis=2, batch_dims=1)
     # The blank, in the middle grey, is half as high and wide as the image.
     in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - top) < 0.25  # [n, H]
     in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - left) < 0.25
@@ -980,7 +982,9 @@ def save_epoch(gan, folder):
 DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
     "Z_SIZE": (14, 64), "CATEGORIES": (28, 1), "BATCH_SIZE": (100, 50),
     "LEARNING_RATE": (0.004, 0.003), "WARM_UP": (1, 300), "BETA_2": (0.99, 0.9),
+    "CHANNELS": ((56, 32), (56, 32)),
 }
+LARGE = {"CHANNELS": (28, 32), "LEARNING_RATE": 0.0015}  # the same, for a dcgan above 32 pixels
 CHOICES = {
     "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),
     "ACTIVATION": ("relu", "leaky_relu", "tanh"), "LOSS": ("non-saturating", "minimax"),
@@ -1101,7 +1105,7 @@ def run(resume, run_folder, changes):
         for name in FIXED:
             if changes.get(name, globals()[name]) != globals()[name]:
                 raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
-    default_rate = (current_settings() | changes)["LEARNING_RATE"] is None
+    given = current_settings() | changes
     change_settings(changes)
     strategy = tf.distribute.get_strategy()  # one device
     if "TF_CONFIG" in os.environ:
@@ -1113,8 +1117,8 @@ def run(resume, run_folder, changes):
         if resume:
             raise Problem(f"DATA={DATA} failed to load, so this run cannot be resumed")
         change_settings({"DATA": name})
-    if default_rate and MODEL == "dcgan" and max(images.shape[1:3]) > 32:
-        change_settings({"LEARNING_RATE": 0.0015})  # larger images collapse at the default's
+    if MODEL == "dcgan" and max(images.shape[1:3]) > 32:
+        change_settings({name: LARGE[name] for name in LARGE if given[name] is None})
     devices, most = strategy.num_replicas_in_sync, max(2, len(images) // D_STEPS)
     size = min(BATCH_SIZE, most) // devices * devices
     if size != BATCH_SIZE:

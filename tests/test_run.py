@@ -219,11 +219,13 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
     assert main("--resume", MODEL="dcgan", EPOCHS=2)[0] == 0
     settings = json.loads((data.parent / "samples" / "dots-001" / "settings.json").read_text())
     expected = {name: for_dcgan for name, (_, for_dcgan) in gan.DEFAULTS.items()}
-    expected |= {"Z_SIZE": 5, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
+    expected |= {"Z_SIZE": 5, "CHANNELS": 1, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
     assert settings.items() >= expected.items()
     np.save(data, np.arange(50 * 40 * 33).reshape(50, 40, 33) % 256)
     monkeypatch.setattr(gan, "train_run", lambda *words: 0)
-    assert "rates          D 0.0015, G 0.003;" in main(CHANNELS=1)[1]  # for large images
+    assert main()[0] == 0
+    settings = json.loads((data.parent / "samples" / "dots-002" / "settings.json").read_text())
+    assert settings["CHANNELS"] == [28, 32] and settings["LEARNING_RATE"] == 0.0015  # large images
 
 
 # How a run stops and goes on
