@@ -73,9 +73,9 @@ CATEGORIES = None         # discrete latent categories that G learns by itself;
 PRIOR = "sphere"          # of z: "normal", "sphere" (of one length), low,high
 G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # the same for D; more of both: sharper, slower
-CHANNELS = None           # dcgan: filters by the image, of G,D; doubled inward;
-                          # None: 56,32, above 32 pixels 28,32
-KERNEL = 4                # dcgan: side of a filter; odd: a fine grid in photos
+CHANNELS = None           # dcgan: filters next to the image, of G,D, doubled at
+                          # each stage; None: 56,32, above 32 pixels 28,32
+KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -111,7 +111,7 @@ def noise_size():
 
 
 def stages(shape, channels):
-    """Return the shapes (H, W, C) of a dcgan's stages: the image's, then each half as large."""
+    """Return the shapes (H, W, C) of a dcgan's stages: the image's, then halved ones, to 7 x 7."""
     shapes = [shape]
     while min(shape[:2]) > 7:  # halve the sides, rounded up
         shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
@@ -134,7 +134,7 @@ def build_generator(shape):
     x = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
-    if CATEGORIES > 1:  # the largest is 3, the others 0: no mixtures (arXiv:2006.04596)
+    if CATEGORIES > 1:  # that of the largest number is 3, the others 0 (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
@@ -223,7 +223,7 @@ class GAN:
             self.g_optimizer.build(self.generator.trainable_variables)
             self.d_optimizer.build(self.discriminator.trainable_variables)
         self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # iterations, METRICS
-        self.epoch, self.position = 0, 0  # epochs done; images seen of the next
+        self.epoch, self.position = 0, 0  # epochs done; images used of the one in progress
         self.step = 0  # iterations done, each of D_STEPS updates of D and G_STEPS of G
         self.rows = []  # of losses.csv, one for each epoch done
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
@@ -237,7 +237,7 @@ class GAN:
 
     def train_batches(self, batches, step, seen):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
-        # step: iterations done; seen: images used, for the decay, as BATCH_SIZE can be changed.
+        # step: iterations done; seen: images used, as a resumed run may have another BATCH_SIZE.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -246,13 +246,13 @@ class GAN:
             rate = tf.cast(rate, tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
-            # Two calls, as with_penalty must be a Python bool in train_step.
+            # Two calls: TensorFlow compiles train_step both with the penalty and without it.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
                 self.step_everywhere(batches[i], step + i, True)
             else:
                 self.step_everywhere(batches[i], step + i, False)
             if EMA and (step + i) % EMA_EVERY == 0:
-                # At first the decay is smaller, so that the random first weights are forgotten.
+                # The decay rises from 0.1, so that the random first weights are forgotten.
                 early_decay = (step + i + 1) / (step + i + 10)
                 decay = tf.minimum(tf.cast(early_decay, tf.float32), EMA) ** EMA_EVERY
                 for average, value in zip(self.average.variables, self.generator.variables):
@@ -381,19 +381,20 @@ def load_images():
 
 def load_mnist():
     """Return MNIST's images from Keras' cache, else from the web. Raises ConnectionError."""
-    home, reasons = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras"), []
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    with contextlib.suppress(Problem):  # not there, or damaged
+        return read_file(home / "datasets" / "mnist.npz")
     socket.setdefaulttimeout(TIMEOUT)  # otherwise a silent mirror would hang the run
-    for source in ("mnist.npz", *MIRRORS):
+    reasons = ""
+    for mirror in MIRRORS:
         try:
-            if source == "mnist.npz":
-                return read_file(home / "datasets" / source)
-            url = source + MNIST_FILE
+            url = mirror + MNIST_FILE
             file = keras.utils.get_file(None, url, file_hash=MNIST_SHA256, cache_dir=home)
             return read_file(file)
         except Exception as error:
-            reasons.append(f"    {source}: {error}\n")
+            reasons += f"    {mirror}: {error}\n"
     advice = f"Put {MNIST_FILE}, from any mirror, into {home / 'datasets'}"
-    raise ConnectionError(f"MNIST failed to load:\n{''.join(reasons)}{advice}")
+    raise ConnectionError(f"MNIST failed to load:\n{reasons}{advice}")
 
 
 def draw_digits(count):
@@ -424,10 +425,11 @@ def read_file(path):
         if head == b"PK":  # .npz, or any other zip file
             arrays = np.load(path, allow_pickle=False)
             for name in ("x_train", "images", *arrays):
-                # Not there, labels, an array of objects, or a picture: the next one may do.
+                # If it is missing, or holds labels, objects or a picture, try the next one.
                 with contextlib.suppress(KeyError, ValueError, AttributeError):
                     return as_images(arrays[name])
-            raise ValueError("no array of images in it; a zip of pictures: unpack it first")
+            some = ", ".join(list(arrays)[:5])
+            raise ValueError(f"no grey or RGB images in {some}; a zip of pictures: unpack it first")
         with gzip.open(path) if head == b"\x1f\x8b" else open(path, "rb") as file:
             content = file.read()
         if content[:3] != b"\0\0\x08":  # IDX of unsigned bytes, as MNIST
@@ -541,8 +543,8 @@ def read_picture(file, size):
 def narrow(numbers):
     """Return numbers of 0..1, or of 8, 12 or 16 bits, as uint8; others stretched to 0..255."""
     low, high = np.float64(numbers.min()), np.float64(numbers.max())
-    ends = [end for end in (1, 255, 4095, 65535) if high <= end]
-    low, high = (0, ends[0]) if low >= 0 and ends else (low, high)
+    if low >= 0 and high <= 65535:
+        low, high = 0, min(end for end in (1, 255, 4095, 65535) if high <= end)
     return np.uint8(np.rint((numbers - low) * (255 / (high - low or 1))))
 
 
@@ -636,16 +638,15 @@ def replace(temporary, path):
 
 def make_folder(name):
     """Return a new folder OUT/name-NNN with the next free number. Raises Problem."""
-    taken = [re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in Path(OUT).glob("*")]
-    number = max((int(match[1]) for match in taken if match), default=0) + 1
-    folder = Path(OUT, f"{name}-{number:03}")
-    try:
-        folder.mkdir(parents=True)
-        return folder
-    except FileExistsError:  # another run took this number just now
-        return make_folder(name)
-    except OSError as error:
-        raise Problem(f"cannot make a folder for the run: {error}; try OUT=...") from None
+    for number in range(1, 10**6):
+        folder = Path(OUT, f"{name}-{number:03}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise Problem(f"cannot make a folder for the run: {error}; try OUT=...") from None
 
 
 def lock(folder):
@@ -711,7 +712,7 @@ def restore(gan, folder):
             )
         if count != gan.data_shape[0]:
             tell(f"DATA={DATA} has {gan.data_shape[0]:,} images now; it had {count:,}")
-        # Backwards, as without EMA the average is the generator, whose own weights come first.
+        # Backwards: without EMA the average is the generator, whose own weights must come last.
         for variable, value in reversed(list(zip(gan.variables(), values, strict=True))):
             variable.assign(value)
         gan.rows, (gan.epoch, gan.position, gan.step) = rows.tolist(), counters.tolist()
@@ -752,7 +753,7 @@ def plot(rows):
     """Return a chart, 800 x 500, of the rows' losses and, below, of how real D finds images."""
     picture = Image.new("RGB", (800, 500), "white")
     draw = ImageDraw.Draw(picture)
-    draw.text((750, 14), "dark: D can only guess; flat is healthy: neither wins", 0, FONT, "ra")
+    draw.text((750, 14), "grey line: D is guessing; flat is healthy: neither wins", 0, FONT, "ra")
     draw.text((750, 484), "epoch", "black", FONT, "ra")
     epochs, d_loss, g_loss, real, fake, *_ = np.transpose(rows)
     xs = 60 + 690 * (epochs - epochs[0]) / max(1, epochs[-1] - epochs[0])
@@ -878,7 +879,7 @@ def pixel_spread(images):
 
 
 def save_picture(gan, folder, name):
-    """Write a picture of the average generator's images, from the same noise always; return all."""
+    """Write a picture of the average generator's images, always from the same noise; return all."""
     fakes = generate(gan.average, draw_noise(max(256, GRID**2), PICTURES_KEY))
     write(folder / name, tile(fakes[: GRID**2], GRID).save)
     return fakes
@@ -887,8 +888,9 @@ def save_picture(gan, folder, name):
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
     real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0
-    installed, said = importlib.util.find_spec("tensorboard"), set()
+    installed = importlib.util.find_spec("tensorboard")
     board = tf.summary.create_file_writer(str(folder)) if installed else None
+    said = set()
     if gan.step == 0:
         some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
         write(folder / "real.png", tile(images[some], GRID).save)
@@ -921,11 +923,11 @@ def train(gan, images, folder, signals):
         if gan.epoch == first and first < EPOCHS:
             left = (EPOCHS - first) * gan.epoch_iterations * D_STEPS * BATCH_SIZE / speed
             print(f"          about {left:,.0f} seconds to go")
-        for text, true in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
-            grown = gan.step >= max(300, 2 * WARM_UP)  # before that, G is just untrained
-            if true and grown and text not in said:
-                said.add(text)
-                print(text)
+        for problem, seen in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
+            trained = gan.step >= max(300, 2 * WARM_UP)  # before that, every G looks like this
+            if seen and trained and problem not in said:
+                said.add(problem)
+                print(problem)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
             return True
     return True
@@ -961,7 +963,7 @@ def train_epoch(gan, images, folder, signals):
         bar = "#" * round(gan.position / length * 30)
         speeds.append(n * stride / (now - started))
         show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} [{bar:.<30}] {speeds[-1]:,.0f} images/s")
-        # Half a second of work at a time keeps Ctrl-C quick; workers must all do the same.
+        # Half a second of work at a time keeps Ctrl-C quick; several machines need one number.
         n = 10 if gan.replicas > 1 else max(1, min(100, int(0.5 * n / (now - started))))
     return float(np.median(speeds[1:] or speeds))
 
@@ -979,19 +981,18 @@ def save_epoch(gan, folder):
 
 # ---- Command line ----
 # fmt: off
-DEFAULTS = {  # what None becomes, for an mlp and for a dcgan
-    "Z_SIZE": (14, 64), "CATEGORIES": (28, 1), "BATCH_SIZE": (100, 50),
-    "LEARNING_RATE": (0.004, 0.003), "WARM_UP": (1, 300), "BETA_2": (0.99, 0.9),
-    "CHANNELS": ((56, 32), (56, 32)),
+DEFAULTS = {  # what None becomes, for an mlp, a dcgan, and a dcgan above 32 pixels
+    "Z_SIZE": (14, 64, 64), "CATEGORIES": (28, 1, 1), "BATCH_SIZE": (100, 50, 50),
+    "LEARNING_RATE": (0.004, 0.003, 0.0015), "WARM_UP": (1, 300, 300), "BETA_2": (0.99, 0.9, 0.9),
+    "CHANNELS": ((56, 32), (56, 32), (28, 32)),
 }
-LARGE = {"CHANNELS": (28, 32), "LEARNING_RATE": 0.0015}  # the same, for a dcgan above 32 pixels
 CHOICES = {
     "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),
     "ACTIVATION": ("relu", "leaky_relu", "tanh"), "LOSS": ("non-saturating", "minimax"),
     "BATCH_NORM": (True, "G", False), "AUGMENT": (True, False), "LR_DECAY": (True, False),
     **dict.fromkeys([*DEFAULTS, "EARLY_STOP"], (None,)),
 }
-LIMITS = {  # least and greatest number; only whole numbers where these are whole
+LIMITS = {  # least and greatest; those of a whole number are whole
     "IMAGE_SIZE": (2, 1024), "SEED": (0, 2**31 - 1), "Z_SIZE": (1, 65536), "CATEGORIES": (1, 1000),
     "G_HIDDEN": (1, 65536), "D_HIDDEN": (1, 65536), "CHANNELS": (1, 4096), "KERNEL": (2, 15),
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
@@ -1001,7 +1002,7 @@ LIMITS = {  # least and greatest number; only whole numbers where these are whol
     "EMA": (0.0, 0.9999999), "GRID": (1, 64),
 }
 LISTS = {  # settings that are several numbers, or can be
-    "G_HIDDEN": "256,512", "D_HIDDEN": "512,256", "IMAGE_SIZE": "width,height",
+    "G_HIDDEN": "several: 256,512", "D_HIDDEN": "several: 512,256", "IMAGE_SIZE": "width,height",
     "CHANNELS": "G,D", "PRIOR": "low,high", "EARLY_STOP": "low,high",
 }
 # fmt: on
@@ -1082,7 +1083,8 @@ def describe(name, images, gan, folder):
     for network in (gan.generator, gan.discriminator):
         print(f"{network.name:14} {network.count_params():,} parameters")
     print(f"device         {f'{gpus} GPU' if gpus else 'CPU'}, replicas: {gan.replicas}")
-    print(f"training       {EPOCHS} epochs of {gan.epoch_iterations:,} iterations")
+    done = f", {gan.epoch} done" if gan.epoch else ""
+    print(f"training       {EPOCHS} epochs of {gan.epoch_iterations:,} iterations{done}")
     print(f"noise          {Z_SIZE} numbers, categories: {CATEGORIES}")
     print(f"rates          D {LEARNING_RATE:g}, G {LEARNING_RATE * G_RATE:g}", end="; ")
     print(f"penalty {GRADIENT_PENALTY:g}")
@@ -1105,7 +1107,7 @@ def run(resume, run_folder, changes):
         for name in FIXED:
             if changes.get(name, globals()[name]) != globals()[name]:
                 raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
-    given = current_settings() | changes
+    given = current_settings() | changes  # with None where nothing is given
     change_settings(changes)
     strategy = tf.distribute.get_strategy()  # one device
     if "TF_CONFIG" in os.environ:
@@ -1118,13 +1120,14 @@ def run(resume, run_folder, changes):
             raise Problem(f"DATA={DATA} failed to load, so this run cannot be resumed")
         change_settings({"DATA": name})
     if MODEL == "dcgan" and max(images.shape[1:3]) > 32:
-        change_settings({name: LARGE[name] for name in LARGE if given[name] is None})
+        change_settings({each: DEFAULTS[each][2] for each in DEFAULTS if given[each] is None})
     devices, most = strategy.num_replicas_in_sync, max(2, len(images) // D_STEPS)
     size = min(BATCH_SIZE, most) // devices * devices
     if size != BATCH_SIZE:
         have = f"{len(images)} images on {devices} device(s)"
         raise Problem(f"BATCH_SIZE={BATCH_SIZE} does not fit {have}: try BATCH_SIZE={size}")
-    gan, saved_in = GAN(images, strategy), folder
+    gan = GAN(images, strategy)
+    saved_in = folder
     if not gan.strategy.extended.should_checkpoint:  # another worker keeps the run
         scratch = tempfile.TemporaryDirectory()
         folder, sys.stdout = Path(scratch.name), open(os.devnull, "w")

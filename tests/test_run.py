@@ -142,13 +142,13 @@ def test_a_run_leaves_pictures_figures_networks_settings_and_checkpoints(finishe
 
 
 def test_a_new_run_gets_the_next_number_and_overwrites_nothing(main, data, tmp_path):
-    (tmp_path / "samples" / "dots-007").mkdir(parents=True)
+    (tmp_path / "samples" / "dots-001").mkdir(parents=True)
     assert main(DATA=data, **LONGER)[0] == 0
     before = files(tmp_path / "samples")
-    assert {path.parent.name for path in before} == {"dots-008", "checkpoint"}
+    assert {path.parent.name for path in before} == {"dots-002", "checkpoint"}
     assert main(DATA=data, **LONGER)[0] == 0
     after = files(tmp_path / "samples")
-    assert tmp_path / "samples" / "dots-009" / "epoch-001.png" in after
+    assert tmp_path / "samples" / "dots-003" / "epoch-001.png" in after
     assert {path: after[path] for path in before} == before
 
 
@@ -218,7 +218,7 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
     assert main(Z_SIZE=5, CHANNELS=1, GRID=2, EPOCHS=1)[::2] == (0, "")
     assert main("--resume", MODEL="dcgan", EPOCHS=2)[0] == 0
     settings = json.loads((data.parent / "samples" / "dots-001" / "settings.json").read_text())
-    expected = {name: for_dcgan for name, (_, for_dcgan) in gan.DEFAULTS.items()}
+    expected = {name: for_dcgan for name, (_, for_dcgan, _) in gan.DEFAULTS.items()}
     expected |= {"Z_SIZE": 5, "CHANNELS": 1, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
     assert settings.items() >= expected.items()
     np.save(data, np.arange(50 * 40 * 33).reshape(50, 40, 33) % 256)
