@@ -136,6 +136,7 @@ def build_generator(shape):
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
     if CATEGORIES > 1:  # that of the largest number is 3, the others 0 (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
+        # Not by argmax, which converts to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
@@ -270,7 +271,7 @@ class GAN:
         size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
 
         for draw in range(D_STEPS):
-            key = self.noise_key(step, draw)
+            key = self.noise_key(step, draw, replica)
             real = to_floats(batches[draw, replica * size : (replica + 1) * size])
             with tf.GradientTape() as g_tape:  # for G's update below
                 fake = self.generator(draw_noise(size, key), training=True)
@@ -292,7 +293,7 @@ class GAN:
 
         for draw in range(G_STEPS):
             if draw > 0:  # the first update takes D's last fakes, further ones make their own
-                key = self.noise_key(step, D_STEPS - 1 + draw)
+                key = self.noise_key(step, D_STEPS - 1 + draw, replica)
                 with tf.GradientTape() as g_tape:
                     fake = self.generator(draw_noise(size, key), training=True)
             with g_tape:  # resumes recording: the updated D judges the fakes
@@ -304,9 +305,8 @@ class GAN:
         # The 1 counts iterations: the means of an epoch are its sums divided by the sum of ones.
         return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])
 
-    def noise_key(self, step, draw):
+    def noise_key(self, step, draw, replica):
         """Return a number unique to this step, draw and replica."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         draws = D_STEPS + G_STEPS - 1  # D's last update and G's first use the same one
         return (step * draws + draw) * self.replicas + tf.cast(replica, tf.int64)
 
