@@ -1104,9 +1104,9 @@ def run(resume, run_folder, changes):
     if resume:
         folder, settings = open_run(run_folder, changes.get("OUT", OUT))
         change_settings(settings)
-        for name in FIXED:
-            if changes.get(name, globals()[name]) != globals()[name]:
-                raise Problem(f"{name}={globals()[name]!r} is fixed in this run; start a new one")
+        for name, value in current_settings().items():
+            if name in FIXED and changes.get(name, value) != value:
+                raise Problem(f"{name}={value!r} is fixed in this run; start a new one")
     given = current_settings() | changes  # with None where nothing is given
     change_settings(changes)
     strategy = tf.distribute.get_strategy()  # one device
