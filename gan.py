@@ -888,8 +888,7 @@ def save_picture(gan, folder, name):
 def train(gan, images, folder, signals):
     """Train to the end of EPOCHS; return False if something in the list signals stopped it."""
     real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0
-    installed = importlib.util.find_spec("tensorboard")
-    board = tf.summary.create_file_writer(str(folder)) if installed else None
+    board = importlib.util.find_spec("tensorboard") and tf.summary.create_file_writer(str(folder))
     said = set()
     if gan.step == 0:
         some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
