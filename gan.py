@@ -382,10 +382,11 @@ def load_images():
 def load_mnist():
     """Return MNIST's images from Keras' cache, else from the web. Raises ConnectionError."""
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    with contextlib.suppress(Problem):  # not there, or damaged
+    try:
         return read_file(home / "datasets" / "mnist.npz")
+    except Problem as problem:  # not there, or damaged
+        reasons = f"    mnist.npz: {problem}\n"
     socket.setdefaulttimeout(TIMEOUT)  # otherwise a silent mirror would hang the run
-    reasons = ""
     for mirror in MIRRORS:
         try:
             url = mirror + MNIST_FILE
@@ -638,15 +639,16 @@ def replace(temporary, path):
 
 def make_folder(name):
     """Return a new folder OUT/name-NNN with the next free number. Raises Problem."""
-    for number in range(1, 10**6):
-        folder = Path(OUT, f"{name}-{number:03}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise Problem(f"cannot make a folder for the run: {error}; try OUT=...") from None
+    taken = [re.fullmatch(rf"{re.escape(name)}-(\d+)", path.name) for path in Path(OUT).glob("*")]
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
+    folder = Path(OUT, f"{name}-{number:03}")
+    try:
+        folder.mkdir(parents=True)
+        return folder
+    except FileExistsError:  # another run took this number just now
+        return make_folder(name)
+    except OSError as error:
+        raise Problem(f"cannot make a folder for the run: {error}; try OUT=...") from None
 
 
 def lock(folder):

@@ -414,7 +414,7 @@ def test_without_mnist_the_reasons_and_the_cache_are_told_and_digits_drawn(cache
     assert name == "digits" and images is OTHERS
     out = capsys.readouterr().out
     reasons = dict(line.strip().split(": ", 1) for line in out.splitlines() if line[:4] == "    ")
-    assert list(reasons) == [*gan.MIRRORS] and all(reasons.values())
+    assert list(reasons) == ["mnist.npz", *gan.MIRRORS] and all(reasons.values())
     assert "404" in reasons[gan.MIRRORS[0]]
     assert str(cache) in out and gan.MNIST_FILE in out
     # What is not MNIST is not taken for it the next time.

@@ -142,13 +142,13 @@ def test_a_run_leaves_pictures_figures_networks_settings_and_checkpoints(finishe
 
 
 def test_a_new_run_gets_the_next_number_and_overwrites_nothing(main, data, tmp_path):
-    (tmp_path / "samples" / "dots-001").mkdir(parents=True)
+    (tmp_path / "samples" / "dots-007").mkdir(parents=True)
     assert main(DATA=data, **LONGER)[0] == 0
     before = files(tmp_path / "samples")
-    assert {path.parent.name for path in before} == {"dots-002", "checkpoint"}
+    assert {path.parent.name for path in before} == {"dots-008", "checkpoint"}
     assert main(DATA=data, **LONGER)[0] == 0
     after = files(tmp_path / "samples")
-    assert tmp_path / "samples" / "dots-003" / "epoch-001.png" in after
+    assert tmp_path / "samples" / "dots-009" / "epoch-001.png" in after
     assert {path: after[path] for path in before} == before
 
 
@@ -264,7 +264,7 @@ def test_a_run_killed_and_stopped_at_random_moments_ends_like_one_left_alone(mai
     np.save(tmp_path / "dots.npy", dots)
     settings = TINY | {"DATA": tmp_path / "dots.npy", "GRADIENT_PENALTY": 0, "EPOCHS": 7}
     chance, command = random.Random(0), arguments(**settings)
-    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
         process = start_saving(tmp_path, *command)
         time.sleep(chance.uniform(0, 0.2))
         process.send_signal(number)

@@ -98,4 +98,4 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_that_they_can
     monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["GPU"] * 3)
     monkeypatch.setattr(gan.tf.distribute, "MirroredStrategy", lambda: strategy)
     assert gan.main(arguments(DATA=data, **TINY)) == 2
-    assert "100 images on 3 device(s): try BATCH_SIZE=99" in capsys.readouterr().err
+    assert "does not fit 100 images on 3 device(s): try BATCH_SIZE=99" in capsys.readouterr().err
