@@ -88,7 +88,7 @@ PENALTY_EVERY = 8         # lazily: every so many iterations, that much heavier
 # Training
 EPOCHS = 19               # passes over the data, of 10,000 images at least
 BATCH_SIZE = None         # images per update, in all; None: 100, for a dcgan 50
-LEARNING_RATE = None      # of D; None: 0.004, for a dcgan 0.003, 64 px: 0.0015
+LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
@@ -111,7 +111,7 @@ def noise_size():
 
 
 def stages(shape, channels):
-    """Return the shapes (H, W, C) of a dcgan's stages: the image's, then halved ones, to 7 x 7."""
+    """Return the shapes (H, W, C) of a dcgan's stages: the image's, then halved, to 7 or fewer."""
     shapes = [shape]
     while min(shape[:2]) > 7:  # halve the sides, rounded up
         shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
@@ -134,7 +134,7 @@ def build_generator(shape):
     x = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
-    if CATEGORIES > 1:  # that of the largest number is 3, the others 0 (arXiv:2006.04596)
+    if CATEGORIES > 1:  # the category of the largest score gets 3, the others 0 (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
         # Not by argmax, which converts to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
@@ -485,7 +485,7 @@ def read_folder(folder):
     names = [str(file.relative_to(folder)) for file in files]
     facts = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats)]
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-    name = f"{folder.name}-{size[0]}x{size[1]}-"
+    name = f"{folder.parent.name}-{folder.name}-{size[0]}x{size[1]}-"  # many are called "train"
     cache = Path(OUT, "cache", f"{name}{digest}.raw")  # pixel by pixel, without a header
 
     def save(temporary):
@@ -630,10 +630,10 @@ def replace(temporary, path):
             return os.replace(temporary, path)
         except PermissionError:
             time.sleep(0.1)
-    if path.suffix not in (".png", ".csv", ".gif", ".html"):  # those are written again soon
+    if path.suffix not in (".png", ".csv", ".gif", ".html"):  # no reason to stop a run
         return os.replace(temporary, path)
     if path.suffix not in said_open:
-        tell(f"warning: {path} is open in another program and was not replaced; training goes on")
+        tell(f"warning: {path} is open in another program and was not replaced")
         said_open.add(path.suffix)
 
 
@@ -871,7 +871,7 @@ HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seco
 ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, or half the LEARNING_RATE"
-OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: try GRADIENT_PENALTY=1"
+OVERPOWERED = "   ! D spots nearly all fakes, so G learns little: raise GRADIENT_PENALTY"
 
 
 def pixel_spread(images):
@@ -993,7 +993,7 @@ CHOICES = {
     "BATCH_NORM": (True, "G", False), "AUGMENT": (True, False), "LR_DECAY": (True, False),
     **dict.fromkeys([*DEFAULTS, "EARLY_STOP"], (None,)),
 }
-LIMITS = {  # least and greatest; those of a whole number are whole
+LIMITS = {  # least and greatest; where these are whole, only whole numbers are accepted
     "IMAGE_SIZE": (2, 1024), "SEED": (0, 2**31 - 1), "Z_SIZE": (1, 65536), "CATEGORIES": (1, 1000),
     "G_HIDDEN": (1, 65536), "D_HIDDEN": (1, 65536), "CHANNELS": (1, 4096), "KERNEL": (2, 15),
     "LEAK": (0.0, 1.0), "SMOOTH": (0.0, 0.5), "GRADIENT_PENALTY": (0.0, 1e9),
@@ -1063,7 +1063,7 @@ def current_settings():
 
 
 def change_settings(changes):
-    """Check all settings, with these changes, and set them. Raises Problem for a bad one."""
+    """Set all settings, with these changes and None replaced. Raises Problem for a bad one."""
     settings = current_settings() | changes
     for name, value in settings.items():
         if value is None and name in DEFAULTS:
@@ -1191,7 +1191,7 @@ def sample(count, run_folder, changes, category=None):
     try:
         generator = keras.saving.load_model(file, compile=False)
     except Exception as error:
-        raise Problem(f"{file} cannot be used: {error}") from None
+        raise Problem(f"{file}, saved after each epoch, cannot be used: {error}") from None
     generated.mkdir(exist_ok=True)
     for old in generated.glob("[0-9]" * 5 + "*.png"):
         if old.stem.isdecimal():  # of an older call, not a user's own
@@ -1206,8 +1206,8 @@ def sample(count, run_folder, changes, category=None):
         write(folder / "categories.png", picture_categories(generator).save)
     # A row walks from one z to another in one category.
     rows = np.linspace(0, CATEGORIES - 1, 10, dtype=int) if category is None else [category] * 10
-    ends = in_category(draw_noise(20, WALK_KEY), [*rows, *rows])
-    walks = np.linspace(ends[:10], ends[10:], 10, axis=1).reshape(100, -1)
+    starts, ends = in_category(draw_noise(20, WALK_KEY), [*rows, *rows]).reshape(2, 10, -1)
+    walks = np.linspace(starts, ends, 10, axis=1).reshape(100, -1)
     write(folder / "interpolation.png", tile(generate(generator, walks), 10).save)
     print(f"{count:,} images in {generated}; see also grid.png and interpolation.png in {folder}")
     return 0

@@ -286,16 +286,16 @@ def test_every_bad_image_is_named_and_skipped_without_disorder(load, tmp_path, c
 def test_a_folder_is_decoded_once_until_it_changes(load, tmp_path, monkeypatch, capsys):
     reads, read = [], gan.read_picture
     monkeypatch.setattr(gan, "read_picture", lambda *words: reads.append(words) or read(*words))
+    cats, dogs = tmp_path / "cats" / "train", tmp_path / "dogs" / "train"
     for i in range(3):
-        save(tmp_path / f"{i}.png", plain(80 * i))
-    first, again = load(tmp_path, IMAGE_SIZE=8), load(tmp_path)
-    assert len(reads) == 3 and np.array_equal(first, again) and isinstance(again, np.memmap)
-    (tmp_path / "1.png").unlink()
-    assert load(tmp_path)[:, 0, 0, 0].tolist() == [0, 160]
-    assert len(list(Path(gan.OUT, "cache").iterdir())) == 1  # the old one is gone
-    assert len(reads) == 5
-    assert load(tmp_path, IMAGE_SIZE=9).shape == (2, 9, 9, 1)
-    assert len(list(Path(gan.OUT, "cache").iterdir())) == 2
+        save(cats / f"{i}.png", plain(80 * i))
+    save(dogs / "0.png", plain(80))
+    first, _, again = load(cats, IMAGE_SIZE=8), load(dogs), load(cats)
+    assert len(reads) == 4 and np.array_equal(first, again) and isinstance(again, np.memmap)
+    (cats / "1.png").unlink()
+    assert load(cats)[:, 0, 0, 0].tolist() == [0, 160] and len(reads) == 6
+    assert load(cats, IMAGE_SIZE=9).shape == (2, 9, 9, 1)
+    assert len(list(Path(gan.OUT, "cache").iterdir())) == 3  # the old one of cats is gone
     assert capsys.readouterr() == ("", "")
 
 
