@@ -19,7 +19,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -79,6 +78,7 @@ def median_seconds(repeats, function):
 def training_rate(iterations, repeats):
     """Return the images/s of gan.GAN by gan's settings, on 28 x 28, in calls of so many steps."""
     keras.backend.clear_session()
+    gan.choose_defaults((28, 28, 1))
     shape = iterations, gan.D_STEPS, gan.BATCH_SIZE, 28, 28, 1
     batches = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     model = gan.GAN(batches[0, 0])
@@ -103,9 +103,7 @@ def speed(options):
         own = 2 * multiplications(gan.noise_size(), *hidden, 784, penalized) * rate / 1e9
         row = "{:8}  {:8}  {:10}  {:16}".format(*hidden, batch, penalty)
         print(f"{row}  {rate:8,.0f}  {own:7.1f}  {numpy:7.1f}  {own / numpy:5.2f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"in all rows PENALTY_EVERY={gan.PENALTY_EVERY} and noise of {gan.noise_size()}")
-    print(f"peak memory of this process, over all rows: {peak:,.0f} MB")
 
 
 def tutorial_networks():
@@ -150,7 +148,7 @@ def recipes(options):
     nets = "the nets of TensorFlow's DCGAN tutorial"
     generator, discriminator = tutorial_networks()
     theirs = "MODEL=dcgan Z_SIZE=100 CATEGORIES=1 OUTPUT=tanh GRADIENT_PENALTY=0 EMA=0"
-    defaults = {name: vars(gan)[name] for name in gan.SETTINGS}
+    defaults = gan.current_settings()
     for title, command in (("default", ""), *found, (nets, f"{theirs} BATCH_SIZE=256")):
         words = command.split() + options.settings
         gan.change_settings(defaults | dict(map(gan.parse_setting, words)))
@@ -192,7 +190,7 @@ def training(*settings, seconds=math.inf):
             process.wait()
         if process.returncode not in (0, 128 + signal.SIGINT):
             sys.exit(f"gan.py ended with status {process.returncode}")
-        yield *gan.open_run(None, folder), np.transpose(seen)
+        yield *gan.open_run(next(Path(folder).glob("*-001")))[:2], np.transpose(seen)
 
 
 def columns(run):
@@ -206,15 +204,15 @@ def overhead(options):
     bare = median_seconds(1, lambda: subprocess.check_call(command, stderr=subprocess.DEVNULL))
     with training(MNIST, *options.settings) as (run, used, (times, sizes, *_)):
         first, *ends = sorted(file.stat().st_mtime for file in run.glob("epoch-*.png"))
-        table, last = columns(run), max(run.glob("checkpoint/step-*.npz"))
-    images = int(last.stem[5:]) * used["BATCH_SIZE"] * used["D_STEPS"] / len(table)  # an epoch's
-    pure, seconds = sum(images / table["images/s"]), table["seconds"]
-    tracing, start = seconds[0] - min(seconds), first - times[0]
-    rest = sum(seconds) - pure - tracing
+        *_, (_, _, steps) = np.load(run / "checkpoint.npz").values()
+        table = columns(run)
+    epoch_images = steps * used["BATCH_SIZE"] * used["D_STEPS"] / len(table)
+    seconds = epoch_images / table["images/s"]
+    tracing = seconds[0] - min(seconds)
+    pure, start = sum(seconds) - tracing, first - times[0]
+    rest = times[-1] - first - sum(seconds)
     print(f"until first picture  {start:8.2f} s   (python -c 'import tensorflow': {bare:.2f} s)")
-    print(
-        f"training             {pure:8.2f} s   epochs: {len(table)}; tracing, more: {tracing:.2f} s"
-    )
+    print(f"training             {pure:8.2f} s   epochs: {len(table)}; tracing: {tracing:.2f} s")
     print(f"pictures, files, ... {rest:8.2f} s   {rest / pure:.1%} of training")
     print(f"total                {times[-1] - times[0]:8.2f} s")
     print(f"peak memory          {max(sizes):8,.0f} MB")
@@ -227,11 +225,12 @@ def bigfile(options):
     """Print the peak memory, split by kind, of a run on a file of 4 GB."""
     with tempfile.TemporaryDirectory() as room:
         path, shape = Path(room, "big.npy"), (2**32 // 784, 28, 28, 1)
-        np.lib.format.open_memmap(path, "w+", np.uint8, shape)  # sparse: takes no room on the disk
+        # Of one white image: the file is sparse and takes no room on the disk.
+        np.lib.format.open_memmap(path, "w+", np.uint8, shape)[0] = 255
         with training(*options.settings, f"DATA={path}", seconds=20) as (run, _, (times, *sizes)):
             stop = times[-1] - (run / "epoch-000.png").stat().st_mtime - 20
-            steps = max(file.stem[5:] for file in run.glob("checkpoint/step-*.npz"))
-    print(f"{int(steps):,} iterations on {shape[0]:,} images; stopped {stop:.1f} s after SIGINT")
+            *_, (_, _, steps) = np.load(run / "checkpoint.npz").values()
+    print(f"{steps:,} iterations on {shape[0]:,} images; stopped {stop:.1f} s after SIGINT")
     print("peak memory", *(f"  {name} {max(mb):,.0f} MB" for name, mb in zip(MEMORY, sizes)))
     print("RssFile is the system's cache of the file; it shrinks when memory is short")
 
@@ -252,7 +251,7 @@ def train_together(workers, settings):
             started.append(subprocess.Popen(pinned, env=environment, stdout=subprocess.DEVNULL))
         if any(statuses := [process.wait() for process in started]):
             sys.exit(f"a worker failed: {statuses}")
-        return columns(gan.open_run(None, folder)[0])["images/s"][-1]
+        return columns(next(Path(folder).glob("*-001")))["images/s"][-1]
 
 
 def scale(options):
@@ -262,6 +261,7 @@ def scale(options):
         words = ["DATA=digits", "EPOCHS=2", *settings.split(), *options.settings]
         one, two = (train_together(n, [*words, f"BATCH_SIZE={100 * n}"]) for n in (1, 2))
         gan.change_settings(dict(map(gan.parse_setting, words)))
+        gan.choose_defaults((28, 28, 1))
         networks = gan.build_generator((28, 28, 1)), gan.build_discriminator((28, 28, 1))
         size = 4 * sum(math.prod(w.shape) for n in networks for w in n.trainable_weights)
         print(f"{name}: {one:,.0f} images/s with 1 worker, {two:,.0f} with 2")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +11,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+HOME = tempfile.TemporaryDirectory()
+os.environ["KERAS_HOME"] = HOME.name  # no test reads or changes the user's own
 
 import gan
 
 DEFAULTS = gan.current_settings()
 # Networks so small that an epoch, which has 10,000 images, takes a moment.
 TINY = {"Z_SIZE": 8, "G_HIDDEN": 16, "D_HIDDEN": 16, "BATCH_SIZE": 100, "EPOCHS": 2, "GRID": 3}
+PIPES = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Return a function that sets settings until the test ends; TINY is set at once."""
-    for name in gan.SETTINGS:  # which gan.load_images() may change, too
-        monkeypatch.setattr(gan, name, getattr(gan, name))
+    given = DEFAULTS | TINY
+    for name in gan.SETTINGS:
+        monkeypatch.setattr(gan, name, given[name])
 
     def change(**settings):
-        for name, value in settings.items():
-            assert name in gan.SETTINGS
-            monkeypatch.setattr(gan, name, value)
-        if settings:
-            gan.change_settings({})  # sets what depends on MODEL
+        given.update(settings)
+        gan.change_settings(given)
+        gan.choose_defaults((28, 28, 1))
 
-    change(**TINY)
+    change()
     return change
 
 
@@ -62,13 +65,7 @@ def start(folder, *args, **settings):
     command = [sys.executable, str(ROOT / "gan.py"), *map(str, args), *arguments(**settings)]
     environment = os.environ | {"KERAS_HOME": str(folder / "keras"), "https_proxy": "127.0.0.1:9"}
     return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL, **PIPES
     )
 
 

@@ -1,14 +1,19 @@
 """The networks, the losses, the altering of images, and the training step."""
 
+import itertools
+from unittest import mock
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.optimizers import Adam
 
 import gan
 
 SOFTPLUS = np.logaddexp
 DCGAN = {"MODEL": "dcgan", "CHANNELS": 4, "BATCH_NORM": True}
+OTHERS = {"BATCH_NORM": "G", "LOSS": "minimax", "PRIOR": (-1.0, 1.0)}
 
 
 def batches(images, count):
@@ -50,21 +55,15 @@ def test_noise_is_a_function_of_seed_and_key_and_follows_its_prior(small):
     assert not np.array_equal(gan.draw_noise(200, 3), normal)
 
 
-def test_the_sphere_prior_ignores_the_length_of_the_noise(small):
-    small(PRIOR="sphere")
-    generator, noise = gan.build_generator((8, 8, 1)), gan.draw_noise(5, 0)
-    assert np.allclose(generator(noise), generator(7 * noise), atol=1e-6)
-
-
-def test_the_largest_of_the_last_numbers_of_the_noise_chooses_the_category(small):
-    small(CATEGORIES=3)
-    generator = gan.build_generator((8, 8, 1))
-    z = np.random.default_rng(0).normal(size=8)
+def test_the_length_of_z_has_no_part_in_a_sphere_and_the_largest_score_chooses_the_category(small):
+    small(CATEGORIES=3, PRIOR="sphere")
+    generator, z = gan.build_generator((8, 8, 1)), np.random.default_rng(0).normal(size=8)
     kinds = [[9, 0, 0], [1, -5, 0.9], [0, 9, 0], [0, 0, 9]]
     noise = np.array([[*z, *kind] for kind in kinds], np.float32)
     first, again, second, third = generator(noise).numpy()
     assert np.array_equal(first, again)
     assert not np.allclose(first, second, atol=0.01) and not np.allclose(second, third, atol=0.01)
+    assert np.allclose(generator(7 * noise)[3], third, atol=1e-6)
 
 
 # Losses -----------------------------------------------------------------------------------------
@@ -98,9 +97,11 @@ def test_the_gradient_penalty_is_the_mean_squared_slope_at_the_images(small, ima
 # Altered images ---------------------------------------------------------------------------------
 def test_augment_shifts_mirrors_and_blanks_a_square_differently_in_each_image(small):
     pixels = np.arange(1, 257, dtype=np.float32).reshape(16, 16)  # so each tells where it was
-    altered = gan.augment(tf.constant(np.tile(pixels[..., None], (300, 1, 1, 1))), 5, 0).numpy()
+    images = tf.constant(np.tile(pixels[..., None], (300, 1, 1, 1)))
+    altered, *others = (gan.augment(images, *words) for words in ((5, 0), (6, 0), (5, 1), (5, 0)))
+    assert [np.array_equal(altered, other) for other in others] == [False, False, True]
     found = set()
-    for image in altered[..., 0]:
+    for image in altered.numpy()[..., 0]:
         for down, right, mirror in np.ndindex(5, 5, 2):
             moved = np.pad(pixels[:, ::-1] if mirror else pixels, 2, "edge")
             moved, blank = moved[down:, right:][:16, :16], image == 0.5  # grey
@@ -113,23 +114,11 @@ def test_augment_shifts_mirrors_and_blanks_a_square_differently_in_each_image(sm
         assert len(rows) <= 8 and len(columns) <= 8
         found.add((down, right, mirror))
     assert len(found) == 50  # shifts of up to 2 pixels each way, with and without the mirror
-    assert len({image.tobytes() for image in altered}) > 250
-
-
-def test_augment_is_a_function_of_seed_key_and_purpose(small, images):
-    floats = gan.to_floats(images)
-    first, again, other = (gan.augment(floats, key, 0) for key in (3, 3, 4))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    assert not np.array_equal(gan.augment(floats, 3, 1), first)
-    small(SEED=1)
-    assert not np.array_equal(gan.augment(floats, 3, 0), first)
+    assert len({image.tobytes() for image in altered.numpy()}) > 250
 
 
 # Training ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"BATCH_NORM": True}, {"AUGMENT": True}, {"CATEGORIES": 3}, DCGAN, {"PRIOR": (-1.0, 1.0)}],
-)
+@pytest.mark.parametrize("settings", [{}, {"AUGMENT": True}, {"CATEGORIES": 3}, DCGAN, OTHERS])
 def test_both_networks_and_the_average_move(small, images, settings):
     small(**settings)
     model = gan.GAN(images)
@@ -141,22 +130,26 @@ def test_both_networks_and_the_average_move(small, images, settings):
         assert not np.array_equal(variable.numpy(), old), variable.path
 
 
-def test_an_epoch_is_a_pass_over_the_data_but_of_10000_images_at_least(small, images):
-    many = np.broadcast_to(np.uint8(0), (60000, 8, 8, 1))
-    for batch_size, d_steps, expected in ((100, 1, 600), (100, 2, 300), (6000, 1, 10)):
-        small(BATCH_SIZE=batch_size, D_STEPS=d_steps)
-        assert gan.GAN(many).epoch_iterations == expected
-    small(BATCH_SIZE=20, D_STEPS=1)
-    assert gan.GAN(images).epoch_iterations == 500
+def test_an_epoch_is_a_pass_over_the_data_but_of_10000_images_at_least(small):
+    for count, size, d_steps, length in (
+        (70000, 50, 1, 1400),
+        (70000, 50, 2, 700),
+        (9, 20, 1, 500),
+    ):
+        small(BATCH_SIZE=size, D_STEPS=d_steps)
+        images = np.broadcast_to(np.uint8(0), (count, 8, 8, 1))
+        assert gan.GAN(images).epoch_iterations == length
 
 
-def test_every_pass_over_the_images_has_its_own_order(small, tmp_path):
+@pytest.mark.parametrize("size", [100, 200])
+def test_every_pass_over_the_images_has_its_own_order_also_below_a_batch(small, tmp_path, size):
+    small(BATCH_SIZE=size)
     images, seen = np.arange(100, dtype=np.uint8).reshape(100, 1, 1, 1), []
     model = gan.GAN(images)
-    model.train = lambda batches, step, images_before: seen.extend(batches.ravel())
+    model.train = lambda batches, step, images_used: seen.extend(batches.ravel())
     for model.epoch in (0, 1):
         model.position = 0
-        gan.train_epoch(model, images, tmp_path, [])
+        assert gan.train_epoch(model, images, tmp_path)
     orders = np.reshape(seen, (200, 100))  # an epoch is 10,000 images, so 100 passes
     assert np.array_equal(np.sort(orders), np.tile(np.arange(100), (200, 1)))
     assert len({order.tobytes() for order in orders}) == 200
@@ -170,30 +163,32 @@ def test_discriminator_and_generator_take_their_own_numbers_of_steps(small, imag
     assert int(model.g_optimizer.iterations) == 8
 
 
-def test_training_does_not_depend_on_how_it_is_cut_into_chunks(small, images):
+def test_training_is_a_function_of_the_seed_however_it_is_cut_into_chunks(small, images):
     small(BATCH_NORM=True, AUGMENT=True, CATEGORIES=3)
-    whole, cut = gan.GAN(images), gan.GAN(images)
-    all_batches = batches(images, 7)
-    whole.train(all_batches, 0, 0)
-    for first, last in ((0, 1), (1, 5), (5, 7)):
-        cut.train(all_batches[first:last], first, first * gan.BATCH_SIZE)
-    assert same(values(whole.variables()), values(cut.variables()))
-
-
-def test_seeds_give_different_runs_and_the_same_seed_the_same_run(small, images):
-    results = []
-    for seed in (1, 1, 2):
+    all_batches, ends = batches(images, 7), []
+    for seed, cuts in ((0, (0, 7)), (0, (0, 1, 5, 7)), (1, (0, 7))):
         small(SEED=seed)
         model = gan.GAN(images)
-        model.train(batches(images, 3), 0, 0)
-        results.append(values(model.generator.variables))
-    assert same(results[0], results[1]) and not same(results[0], results[2])
+        for first, last in itertools.pairwise(cuts):
+            model.train(all_batches[first:last], first, first * gan.BATCH_SIZE)
+        ends.append(values(model.variables()))
+    assert same(ends[0], ends[1]) and not same(ends[0], ends[2])
 
 
+@pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("beta_1, beta_2", [(0.0, 0.99), (0.9, 0.999)])
-def test_the_fused_adam_moves_a_variable_as_that_of_keras_does(beta_1, beta_2):
+def test_the_fused_adam_moves_variables_as_that_of_keras(monkeypatch, beta_1, beta_2, hidden):
+    if hidden:  # a private name from gan.py, as by a later Keras, but not from Keras' own step
+        find, step = Adam._get_variable_index, Adam.update_step
+
+        def own_step(self, *words):
+            with mock.patch.object(gan.FusedAdam, "_get_variable_index", find):
+                step(self, *words)
+
+        monkeypatch.setattr(Adam, "update_step", own_step)
+        monkeypatch.setattr(gan.FusedAdam, "_get_variable_index", property(), raising=False)
     ends = []
-    for kind in (gan.FusedAdam, keras.optimizers.Adam):
+    for kind in (gan.FusedAdam, Adam):
         variables = keras.Variable(np.ones((3, 4), np.float32)), keras.Variable(2.0)
         optimizer = kind(0.01, beta_1, beta_2)
         for i in range(5):
@@ -216,7 +211,7 @@ def test_learning_rates_fall_linearly_to_zero_or_stay(small, images):
         assert values(rates) == pytest.approx(expected)
 
 
-def test_the_average_warms_up_then_follows_its_decay(small, images):
+def test_the_average_warms_up_then_follows_its_decay_or_is_the_generator(small, images):
     small(EMA=0.95)
     model = gan.GAN(images)
     expected = values(model.average.variables)
@@ -226,18 +221,12 @@ def test_the_average_warms_up_then_follows_its_decay(small, images):
         expected = [decay * average + (1 - decay) * value for average, value in pairs]
         for average, value in zip(values(model.average.variables), expected):
             assert np.allclose(average, value, atol=1e-6)
-
-
-def test_without_ema_the_pictures_show_the_generator_itself(small, images):
     small(EMA=0)
     model = gan.GAN(images)
-    model.train(batches(images, 3), 0, 0)
-    assert same(values(model.average.variables), values(model.generator.variables))
+    assert model.average is model.generator
 
 
-def test_batch_normalization_learns_statistics_so_that_a_picture_has_no_part_in_another(
-    small, images
-):
+def test_batch_normalization_learns_statistics_so_no_picture_depends_on_another(small, images):
     small(BATCH_NORM=True)
     model = gan.GAN(images)
     model.train(batches(images, 40), 0, 0)
@@ -254,16 +243,15 @@ def test_metrics_are_means_over_the_iterations(small, images):
     small(LEARNING_RATE=1e-12, GRADIENT_PENALTY=0, D_HIDDEN=4, BATCH_SIZE=20)
     model = gan.GAN(images)
     model.train(batches(images, 5), 0, 0)
-    iterations, d_loss, g_loss, d_real, d_fake, accuracy = model.sums.numpy()
+    iterations, *sums = model.sums.numpy()
     real = model.discriminator(gan.to_floats(images))
     noise = [gan.draw_noise(20, key) for key in range(5)]
     fake = model.discriminator(model.generator(tf.concat(noise, 0)))
+    expected = [gan.discriminator_loss(real, fake), gan.generator_loss(fake)]
+    expected += [tf.reduce_mean(tf.sigmoid(logits)) for logits in (real, fake)]
     assert iterations == 5
-    assert d_loss / 5 == pytest.approx(float(gan.discriminator_loss(real, fake)), rel=1e-4)
-    assert g_loss / 5 == pytest.approx(float(gan.generator_loss(fake)), rel=1e-4)
-    assert d_real / 5 == pytest.approx(float(tf.reduce_mean(tf.sigmoid(real))), rel=1e-4)
-    assert d_fake / 5 == pytest.approx(float(tf.reduce_mean(tf.sigmoid(fake))), rel=1e-4)
-    assert accuracy / 5 == pytest.approx(np.mean([real > 0, fake < 0]), abs=0.011)
+    assert sums[:4] == pytest.approx([5 * float(mean) for mean in expected], rel=1e-4)
+    assert sums[4] / 5 == pytest.approx(np.mean([real > 0, fake < 0]), abs=0.011)
 
 
 def test_a_short_training_on_drawn_digits_shows_varied_digits(small):

@@ -11,7 +11,7 @@ import types
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, arguments
+from conftest import PIPES, ROOT, TINY, arguments
 
 import gan
 
@@ -28,14 +28,9 @@ def start_two(folder, *words):
     for index in (0, 1):
         (folder / str(index)).mkdir()
         task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
-        worker = subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=folder / str(index),
-            env=os.environ | {"TF_CONFIG": json.dumps(task)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        environment = os.environ | {"TF_CONFIG": json.dumps(task)}
+        command, place = [sys.executable, *map(str, words)], folder / str(index)
+        worker = subprocess.Popen(command, cwd=place, env=environment, text=True, **PIPES)
         workers.append(worker)
     return workers
 
@@ -90,12 +85,12 @@ def test_two_workers_go_on_as_one_and_when_one_is_killed_the_other_says_how_to_g
     assert gan.main(["--resume", f"EPOCHS={epochs}"]) == 0
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused_with_one_that_they_can(
-    data, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
+def test_a_batch_that_the_devices_cannot_share_is_refused(small, monkeypatch):
+    small(BATCH_SIZE=100)
     strategy = types.SimpleNamespace(num_replicas_in_sync=3)
     monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["GPU"] * 3)
     monkeypatch.setattr(gan.tf.distribute, "MirroredStrategy", lambda: strategy)
-    assert gan.main(arguments(DATA=data, **TINY)) == 2
-    assert "does not fit 100 images on 3 device(s): try BATCH_SIZE=99" in capsys.readouterr().err
+    with pytest.raises(gan.Problem, match="BATCH_SIZE=100: .* multiple of the 3 devices"):
+        gan.choose_strategy()
+    small(BATCH_SIZE=99)
+    assert gan.choose_strategy() is strategy

@@ -32,7 +32,7 @@ else:
     mirrored = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     strategies = {"mirrored": mirrored, "one": tf.distribute.get_strategy()}
 vars(gan).update(Z_SIZE=8, G_HIDDEN=16, D_HIDDEN=16, BATCH_SIZE=20, BATCH_NORM="G")
-gan.change_settings({})
+gan.choose_defaults((8, 8, 1))
 images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), np.uint8)
 for how, strategy in strategies.items():
     gan.draw_noise = draw_for_two if how == "one" else draw
