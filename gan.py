@@ -390,7 +390,7 @@ class GAN:
 # ---- Training ----
 open_board = functools.cache(tf.summary.create_file_writer)  # one file for all epochs of a run
 SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})  # to TensorBoard
-EARLY = 10, 30, 100, 300  # iterations of the first epoch that leave a picture
+EARLY = 50, 100, 300  # iterations of the first epoch that leave a picture
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 DIVERGED = "training diverged: its numbers are no longer finite"
 COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
@@ -441,7 +441,7 @@ def train_epoch(gan, images, folder):
     length = gan.epoch_iterations * stride  # of the epoch, in images
     passes = math.ceil(length / len(images))
     order = np.concatenate([random.permutation(len(images)) for _ in range(passes)])
-    chunk = 10 if math.prod(images.shape[1:]) <= 32 * 32 * 3 else 1  # iterations: under a second
+    chunk = 50 if MODEL == "mlp" else 5  # iterations at a time, in a second or so
     saved = time.perf_counter()
     while left := max(0, length - gan.position) // stride:  # iterations
         if gan.stop or time.perf_counter() - saved > CHECKPOINT_SECONDS:
@@ -565,7 +565,7 @@ def picture_categories(generator):
 
 def epoch_pictures(folder):
     """Return the paths of a run's pictures, in the order of training."""
-    paths = folder.glob("epoch-*.png")  # epoch-000-00010 is the first epoch's 10th iteration
+    paths = folder.glob("epoch-*.png")  # epoch-000-00050 is the first epoch's 50th iteration
     return sorted(paths, key=lambda path: (len(path.stem.split("-")[1]), path.stem))
 
 
