@@ -592,7 +592,7 @@ figure { display: inline-block; width: 46vw; margin: 4px; vertical-align: top }<
 <figure>losses<img src="losses.png" onerror="this.parentNode.remove()"></figure>
 <figure>from noise to now<img src="training.gif" onerror="this.parentNode.remove()"></figure>
 <figure>categories, a row each<img src="categories.png" onerror="this.parentNode.remove()"></figure>
-<pre id="facts"></pre><script>
+<figure><pre id="facts"></pre></figure><script>
 const [name, lines, pictures, training] = RUN, last = pictures.length - 1;
 heading.textContent = document.title = name;
 facts.textContent = lines.join("\\n");

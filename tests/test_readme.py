@@ -48,12 +48,17 @@ def test_every_command_and_every_example_runs(small, tmp_path, monkeypatch):
         assert gan.main([*words, *shorter]) == 0, words
     for words in (["SEED=7"], ["--category", "6"]):
         assert gan.main(["--run", "samples/mnist-001", "--sample", "9", *words]) == 0
+    [train] = re.findall(r"`(import gan; gan.main.*?)`", README)
     [use] = re.findall("```python\n(.*?)```", README, re.DOTALL)
-    use = use.replace('"EPOCHS=1"', '"EPOCHS=1", "BATCH_SIZE=200", "G_HIDDEN=4"')
-    use += "\nassert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
+    [convert] = re.findall(r"`(np.save\(.*?)`", README)
+    (tmp_path / "train.csv").write_text("label,pixels\n" + "5,0,0,99,255\n" * 3)
+    train = train.replace('"EPOCHS=5"', '"DATA=digits", "EPOCHS=1", "BATCH_SIZE=200", "G_HIDDEN=4"')
+    use = f"{train}\n{use}\n{convert}\n"
+    use += "assert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
     example = f"import sys; sys.path.append({str(ROOT)!r})\n{use}"
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
     assert (tmp_path / "samples" / "digits-001" / "epoch-001.png").exists()
+    assert gan.read_file(tmp_path / "digits.npy").tolist() == [[[[0], [0]], [[99], [255]]]] * 3
 
 
 def test_the_chinese_readme_has_the_same_commands():
