@@ -171,13 +171,6 @@ def test_pickled_objects_never_run(load, tmp_path, monkeypatch, pack):
     assert Path("trap").exists()  # so the trap was a working one
 
 
-def test_a_path_may_be_in_the_home_folder(load, tmp_path, monkeypatch):
-    for variable in ("HOME", "USERPROFILE"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    (tmp_path / "a.npy").write_bytes(npy(PIXELS))
-    assert len(load("~/a.npy")) == 6
-
-
 # Folders of images ------------------------------------------------------------------------------
 def test_pictures_of_every_format_in_every_folder_are_read_in_order(load, tmp_path, capsys):
     names = ["a.png", "a.jpg", "a.bmp", "a.gif", "a.webp", "a.tif", "a.PNG", "a.pgm"]

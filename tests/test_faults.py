@@ -8,7 +8,7 @@ import signal
 import numpy as np
 import pytest
 import test_run
-from conftest import TINY, start
+from conftest import TINY
 from PIL import Image
 from test_run import LONGER, assert_equal_runs, checkpoint, files, posix, printed_command, rows
 
@@ -118,17 +118,6 @@ def test_numbers_that_are_not_finite_never_become_a_checkpoint(small, images, tm
     assert files(tmp_path) == before
 
 
-@posix
-def test_a_run_whose_reader_is_gone_says_in_one_line_how_to_go_on(main, data, tmp_path):
-    process = start(tmp_path, DATA=data, **LONGER)
-    while not process.stdout.readline().startswith(" epoch"):
-        assert process.poll() is None
-    process.stdout.close()  # as of a tee that Ctrl-C has ended
-    err = process.stderr.read()
-    assert_told((process.wait(60), "", err), 1, "Broken pipe", "saved files are intact")
-    assert main(*printed_command(err))[0] == 0
-
-
 def test_a_damaged_checkpoint_is_named_and_nothing_is_overwritten(main, finished):
     content, half = (file := finished / "checkpoint.npz").read_bytes(), file.stat().st_size // 2
     for damaged in (content[:half], b"", content[:half].ljust(len(content), b"x")):
@@ -144,11 +133,6 @@ def test_a_start_that_is_interrupted_gets_one_line(main, data, monkeypatch):
 
 
 # The run's settings
-@pytest.mark.parametrize("text", ["{", '{"GRID": null}', '{"G_HIDDEN": [16, "16"]}'])
-def test_settings_that_are_nonsense_are_told_in_one_line(main, tmp_path, text):
-    (tmp_path / "settings.json").write_text(text)
-    name = text.split('"')[1] if '"' in text else "settings.json"
-    assert_told(main("--resume", "--run", tmp_path), 2, name)
 
 
 def test_a_run_of_another_version_with_other_settings_goes_on(main, finished, monkeypatch):

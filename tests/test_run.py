@@ -189,20 +189,6 @@ def test_collapse_and_an_overpowered_discriminator_are_told_once(main, data):
     assert all(len(line) <= 79 for line in out.splitlines())
 
 
-def test_settings_that_do_not_suit_colour_images_get_advice(small, capsys):
-    images = np.zeros((100, 8, 8, 3), np.uint8)
-    small(CHANNELS=1)
-    for changes, advice in (
-        ({"MODEL": "mlp"}, "MODEL=dcgan"),
-        ({"MODEL": "dcgan"}, "AUGMENT=True"),
-        ({"MODEL": "dcgan", "AUGMENT": True}, None),
-    ):
-        small(**changes)
-        gan.describe("faces", images, gan.GAN(images), "samples/faces-001", {})
-        notes = re.findall("note .*", capsys.readouterr().out)
-        assert len(notes) == (advice is not None) and all(advice in note for note in notes)
-
-
 def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_given(
     data, main, monkeypatch
 ):
