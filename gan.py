@@ -139,7 +139,7 @@ def build_generator(shape):
     z = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         z = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(z))
-    if CATEGORIES > 1:  # the category of the largest score gets 3, the others 0 (arXiv:2006.04596)
+    if CATEGORIES > 1:  # the one of the largest score becomes 3, others 0 (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
         # Not by argmax, which converts to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
@@ -152,7 +152,7 @@ def build_generator(shape):
         picture = 0.0
         for height, width, channels in reversed(larger):
             x = activate(x, "relu", BATCH_NORM)
-            if SKIPS:  # with zeros at first, as if they were not there
+            if SKIPS:  # both start at zero, so that they have no effect at first
                 # Self-modulation (arXiv:1810.01365): z makes each filter stronger or weaker.
                 gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)
                 x = x * (1.0 + layers.Reshape((1, 1, -1))(gain) / math.sqrt(Z_SIZE))
@@ -189,7 +189,7 @@ def build_discriminator(shape):
 EPOCH_IMAGES = 10_000  # at least: one pass over a few photographs would teach nothing
 EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
-REAL, FAKE, FAKE_FOR_G = range(3)  # what D judges; a part of the seed, so that each differs
+REAL, FAKE, FAKE_FOR_G = range(3)  # in the seed of augment, so that it alters each differently
 
 
 def cross_entropy(label, logits):
@@ -294,14 +294,14 @@ class GAN:
 
     def variables(self):
         """Return every variable that training changes: what a checkpoint holds."""
-        # The average first: without EMA it is the generator, whose own weights must come after.
+        # The average first: resumed with EMA=0 it is the generator, whose own weights then win.
         parts = self.average, self.generator, self.discriminator, self.g_optimizer, self.d_optimizer
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, images_used):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled.
 
-        Before it, step iterations were done, with images_used images, in all.
+        step and images_used count the iterations and the images before this call.
         """
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
@@ -317,7 +317,8 @@ class GAN:
             else:
                 self.step_everywhere(batches[i], step + i, False)
             if EMA and (step + i) % EMA_EVERY == 0:
-                # The decay rises from 0.1, so that the random first weights are forgotten.
+                # The decay rises from 0.1, so that the random first weights are forgotten;
+                # its power makes one averaging stand for EMA_EVERY iterations.
                 early_decay = (step + i + 1) / (step + i + 10)
                 decay = tf.minimum(tf.cast(early_decay, tf.float32), EMA) ** EMA_EVERY
                 for average, value in zip(self.average.variables, self.generator.variables):
@@ -350,7 +351,7 @@ class GAN:
                 if with_penalty:  # it doubles D's work, so it comes rarely, and is heavier
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
                     real_penalty, fake_penalty = [tf.reduce_sum(s**2) / size for s in slopes]
-                    weight = PENALTY_EVERY * GRADIENT_PENALTY / 2
+                    weight = PENALTY_EVERY * GRADIENT_PENALTY / 2  # half, as in the paper
                     penalty = weight * (real_penalty + fake_penalty)
                 penalized_loss = d_loss + penalty
             self.update(self.discriminator, self.d_optimizer, d_tape, penalized_loss)
@@ -389,7 +390,7 @@ class GAN:
 
 # ---- Training ----
 open_board = functools.cache(tf.summary.create_file_writer)  # one file for all epochs of a run
-SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})  # to TensorBoard
+SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})  # draws curves
 EARLY = 50, 100, 300  # iterations of the first epoch that leave a picture
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 DIVERGED = "training diverged: its numbers are no longer finite"
@@ -426,7 +427,7 @@ def train(gan, images, folder):
         save_epoch(gan, folder)
         print(ROW.format(epochs=EPOCHS, **row))
         for problem, seen in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
-            trained = gan.step >= max(300, 2 * WARM_UP)  # before that, every G looks like this
+            trained = gan.step >= max(300, 2 * WARM_UP)  # at first every G looks collapsed
             if seen and trained and problem not in warned:
                 warned.add(problem)
                 print(problem)
@@ -642,11 +643,11 @@ def load_images(resume=False):
             print(f"{'!' * 78}\n{error}\nThis run takes DRAWN DIGITS instead.\n{'!' * 78}\n")
     if DATA in ("mnist", "digits"):
         if path.exists():
-            print(f"note      the drawn digits are taken; for what lies here: DATA=./{DATA}")
+            print(f"note      these are the drawn digits, not the ones here: DATA=./{DATA}")
         return "digits", draw_digits(20000)
     if not path.exists():
         advice = "" if DATA.isprintable() else "; in Python write / or r'...' for a \\"
-        raise Problem(f'DATA={DATA!r}: no such file or folder, nor "mnist" or "digits"{advice}')
+        raise Problem(f'DATA={DATA!r}: no such file or folder, not "mnist" or "digits"{advice}')
     for name in sorted(glob.glob("**/*train-images*idx3-ubyte*", root_dir=path, recursive=True)):
         if (path / name).is_file():
             return path.stem, read_file(path / name)
@@ -673,7 +674,9 @@ def load_mnist():
             return read_file(cache / file)
         except Exception as error:
             reasons += f"    {mirror}: {error}\n"
-    raise ConnectionError(f"MNIST failed to load:\n{reasons}Put {IDX}, from anywhere, into {cache}")
+    raise ConnectionError(
+        f"MNIST failed to load:\n{reasons}Download {IDX} from anywhere into {cache}"
+    )
 
 
 def draw_digits(count):
@@ -766,13 +769,13 @@ def read_folder(folder):
         print(f"reading {len(files):,} files in {folder} ...", flush=True)
         cache.parent.mkdir(parents=True, exist_ok=True)
         write(cache, decode)
-    readable = np.memmap(cache, mode="r", offset=room) == 1
+    readable = np.fromfile(cache, np.uint8, offset=room) == 1
     if not readable.any():
-        raise Problem(f"DATA={DATA}: no picture that can be read is in this folder")
+        raise Problem(f"DATA={DATA}: no readable picture in this folder")
     pictures = np.memmap(cache, mode="r", shape=(readable.sum(), height, width, 3))
     print(f"{len(pictures):,} pictures of {len(files):,} files, kept in {cache}")
     if not readable.all():
-        print(f"the first that is damaged or no picture: {files[readable.argmin()]}")
+        print(f"first file that is damaged or not a picture: {files[readable.argmin()]}")
     places = [path.relative_to(folder).parts[0] for path in files if path.parent != folder]
     if len(set(places)) > 1:
         some = [f"{place} ({places.count(place):,})" for place in sorted(set(places))[:9]]
@@ -782,7 +785,7 @@ def read_folder(folder):
 
 
 def read_picture(file, size):
-    """Return the RGB pixels of a picture, cropped and scaled to size, or b"" if it is none."""
+    """Return the RGB pixels of a picture, cropped and scaled to size, or b"" if it is not one."""
     try:
         with Image.open(file, formats=FORMATS) as opened:
             opened.draft("RGB", size)  # a large JPEG is decoded at part size
@@ -824,7 +827,7 @@ def make_folder(name):
 
 
 def open_run(run, changes):
-    """Take a run's settings, but for changes; return its (folder, "given"). Raises Problem."""
+    """Take a run's settings, except changes; return (folder, "given" as words). Raises Problem."""
     if run:
         files = [*Path(OUT, run).glob("settings.json"), *Path(run).glob("settings.json")]
     else:
@@ -860,8 +863,8 @@ def restore(gan, folder):
     except FileNotFoundError:  # the run was stopped before its first one
         return
     except Exception as error:
-        reason = "is damaged, or the images or networks had another size"
-        raise Problem(f"{file} {reason}: {error}") from None
+        reason = "does not fit these networks or images, or is damaged"
+        raise Problem(f"{file} {reason}: {str(error)[:160]}") from None
 
 
 # ---- Command line ----
@@ -926,7 +929,8 @@ def check(name, value, written):
     takes = [str(choice) for choice in choices]
     if name in LIMITS:
         kind = "whole number" if isinstance(low, int) else "number"
-        takes.append(f"{' or '.join(map(str, counts))} {kind}(s) from {low} to {high}")
+        many = f"a {kind}" if counts == [1] else f"{' or '.join(map(str, counts))} {kind}s"
+        takes.append(f"{many} from {low:g} to {high:,}")
     raise Problem(f"{name}={written}: it must be {' or '.join(takes) or 'a path'}")
 
 
@@ -971,7 +975,7 @@ def choose_defaults(shape):
 
 
 def describe(name, images, gan, folder, constants):
-    """Print what is trained on which data, and the constants of which a resumed run has others."""
+    """Print what is trained on which data, and constants that differ from a resumed run's."""
     count, height, width, channels = images.shape
     g_size, d_size = gan.generator.count_params(), gan.discriminator.count_params()
     rates = f"rates {LEARNING_RATE:g} (D), {LEARNING_RATE * G_RATE:g} (G)"
@@ -979,8 +983,8 @@ def describe(name, images, gan, folder, constants):
     print(f"networks  G {g_size:,} weights, D {d_size:,}; replicas: {gan.replicas}")
     print(f"noise     {Z_SIZE} numbers, {CATEGORIES if CATEGORIES > 1 else 'no'} categories")
     print(f"training  {EPOCHS} epochs of {gan.epoch_iterations:,} iterations; {rates}")
-    if gan.step:
-        print(f"resumed   in epoch {gan.epoch + 1}, iteration {gan.step + 1:,} of all")
+    if gan.step and gan.epoch < EPOCHS:
+        print(f"resumed   at epoch {gan.epoch + 1}, iteration {gan.step + 1:,}")
     if channels == 3 and MODEL == "mlp":
         print("note      an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
     elif channels == 3 and count < 2000 and not AUGMENT:
@@ -1028,7 +1032,7 @@ def stoppable(gan):
 def run(resume, run_folder, changes):
     """Train a new run, or continue one; return the exit status. Raises Problem."""
     change_settings(changes)
-    constants = current_settings()  # of this file, where no word changes them
+    constants = current_settings()  # this file's, with the words; compared with the run's below
     folder, given = open_run(run_folder, changes) if resume else (None, [])
     name, images = load_images(resume)
     if DATA == "mnist" and name == "digits":  # as MNIST failed to load
@@ -1059,9 +1063,7 @@ def run(resume, run_folder, changes):
     except (OSError, MemoryError, FloatingPointError, tf.errors.OpError) as error:
         if isinstance(error, FloatingPointError):  # it would diverge again
             command += f" LEARNING_RATE={LEARNING_RATE / 2:g}"
-        tell(
-            f"{str(error)[:300] or 'out of memory'}; saved files are intact. To continue: {command}"
-        )
+        tell(f"{str(error)[:300] or 'out of memory'}; files are intact. To continue: {command}")
         return 1
     finally:
         with contextlib.suppress(OSError):
@@ -1076,6 +1078,8 @@ def run(resume, run_folder, changes):
 
 def sample(count, run_folder, changes, category=None):
     """Save count new images, or of one category; return the exit status. Raises Problem."""
+    if changes.keys() - {"SEED", "OUT", "GRID"}:
+        raise Problem("--sample takes SEED, OUT and GRID only: the rest is the run's")
     change_settings(changes)
     folder, _ = open_run(run_folder, changes)
     if category is not None and not 0 <= category < CATEGORIES > 1:

@@ -78,8 +78,8 @@ def assert_equal_runs(first, second):
     assert pictures == sorted(path.name for path in second.glob("epoch-*.png"))
     for name in pictures:
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    pairs = zip(checkpoint(first), checkpoint(second), strict=True)
-    assert all(np.array_equal(a, b) for a, b in pairs)
+    for a, b in zip(checkpoint(first), checkpoint(second), strict=True):
+        assert np.array_equal(a, b)
 
 
 def files(folder):
@@ -139,7 +139,6 @@ def test_a_run_leaves_pictures_numbers_networks_settings_and_a_checkpoint(finish
     assert list(settings) == gan.SETTINGS and settings["Z_SIZE"] == TINY["Z_SIZE"]
     assert Path(settings["DATA"]) == folder.parent.parent / "dots.npy"
     assert [float(row["epoch"]) for row in rows(folder)] == [1, 2]
-    assert all(0 < float(row["D(x)"]) < 1 for row in rows(folder))
     assert all(np.isfinite(array).all() for array in checkpoint(folder))
 
 
@@ -172,7 +171,7 @@ def test_without_network_drawn_digits_are_trained_on_and_an_mnist_run_is_not_res
     assert "constants differ" not in out
     (tmp_path / "digits").mkdir()  # which is not what the run was trained on
     status, out, _ = main("--run", "digits-001")
-    assert status == 0 and "the drawn digits are taken; for what lies here: DATA=./digits" in out
+    assert status == 0 and "the drawn digits, not the ones here: DATA=./digits" in out
 
     status, _, err = main("--resume", "--run", "real/mnist-001", EPOCHS=3)
     assert status == 2 and len(err.splitlines()) == 1 and "MNIST failed to load" in err
@@ -209,6 +208,7 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
 # How a run stops and goes on
 def stop_soon(model, images, folder):
     """Train until a signal comes in the first chunk of iterations."""
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gan, "show_progress", lambda text: setattr(model, "stop", signal.SIGINT))
         assert not gan.train(model, images, folder)
@@ -218,14 +218,13 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(small, images, 
     small(BATCH_NORM=True, AUGMENT=True, CATEGORIES=3)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
-    stopped.mkdir()
     assert gan.train(traced_gan(images), images, whole)
     stop_soon(traced_gan(images), images, stopped)
     model = gan.GAN(images)  # that has seen nothing of the others
     gan.restore(model, stopped)
     assert (model.epoch, model.position, model.step) == (0, 5000, 50)
     gan.describe("dots", images, model, stopped, {})
-    assert "resumed   in epoch 1, iteration 11 of all" in capsys.readouterr().out
+    assert "resumed   at epoch 1, iteration 51" in capsys.readouterr().out
     assert gan.train(model, images, stopped)
     assert_equal_runs(whole, stopped)
 

@@ -59,14 +59,14 @@ def test_values_are_taken_as_they_are_written(small, words, value):
 @pytest.mark.parametrize(
     "words, told",
     [
-        ("EPOCHS=two", "EPOCHS=two: it must be 1 whole number(s) from 1 to 1000000"),
-        ("EPOCHS=2.0", "EPOCHS=2.0: it must be 1 whole number"),
-        ("EPOCHS=open('made', 'w')", "it must be 1 whole number"),
+        ("EPOCHS=two", "EPOCHS=two: it must be a whole number from 1 to 1,000,000"),
+        ("EPOCHS=2.0", "EPOCHS=2.0: it must be a whole number"),
+        ("EPOCHS=open('made', 'w')", "it must be a whole number"),
         ("AUGMENT=1", "AUGMENT=1: it must be True or False"),
-        ("LEARNING_RATE=nan", "LEARNING_RATE=nan: it must be None or 1 number(s) from 0.0 to"),
+        ("LEARNING_RATE=nan", "LEARNING_RATE=nan: it must be None or a number from 0 to"),
         ("MODEL=vae", "MODEL=vae: it must be mlp or dcgan"),
         ("IMAGE_SIZE=8,8,3", "IMAGE_SIZE=8,8,3: it must be 1 or 2 whole number"),
-        ("PRIOR=1", "PRIOR=1: it must be normal or sphere or 2 number(s) from"),
+        ("PRIOR=1", "PRIOR=1: it must be normal or sphere or 2 numbers from"),
         ("DATA=", "DATA=: it must be a path"),
         ("DATA=https://x.org/a.zip", "DATA=https://x.org/a.zip: it takes no address"),
         ("DATA=My|Pictures", '"DATA=My Pictures"'),
@@ -96,7 +96,7 @@ def test_a_bad_word_is_told_in_one_line_with_what_was_meant_and_nothing_of_it_ru
         (
             "DATA",
             "D:\\data\train",
-            """\\train': no such file or folder, nor "mnist" or "digits"; in \
+            """\\train': no such file or folder, not "mnist" or "digits"; in \
 Python write / or r'...' for a \\""",
         ),
     ],
