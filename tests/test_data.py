@@ -201,7 +201,6 @@ def test_one_coloured_image_makes_all_of_them_rgb(load, tmp_path):
 
 
 def turned(orientation):
-    """Return how to save a photograph that a camera has turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return {"exif": exif, "quality": 100}

@@ -158,7 +158,7 @@ def test_both_saved_networks_open_without_gan_py_and_do_not_alter_images(trained
     subprocess.run([sys.executable, "-c", code], check=True, cwd=trained[0])
 
 
-def test_code_in_a_saved_network_never_runs(tmp_path, monkeypatch):
+def test_code_in_a_saved_network_never_runs_and_its_keras_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     noise, trap = keras.Input((8,)), tmp_path / "trap"
     code = keras.layers.Lambda(lambda x: __import__("pathlib").Path("trap").touch() or x)
@@ -166,5 +166,6 @@ def test_code_in_a_saved_network_never_runs(tmp_path, monkeypatch):
     (tmp_path / "settings.json").write_text("{}")
     trap.unlink()
     assert gan.main(["--sample", "1", "--run", "."]) == 2 and not trap.exists()
+    assert f"it is of Keras {keras.__version__}, this is" in capsys.readouterr().err
     keras.saving.load_model("generator.keras", safe_mode=False)
     assert trap.exists()  # so the trap was a working one
