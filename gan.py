@@ -153,7 +153,7 @@ def build_generator(shape):
         for height, width, channels in reversed(larger):
             x = activate(x, "relu", BATCH_NORM)
             if SKIPS:  # both start at zero, so that they have no effect at first
-                # Self-modulation (arXiv:1810.01365): z makes each filter stronger or weaker.
+                # Self-modulation (arXiv:1810.01365): z, of length 1, turns filters up or down.
                 gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)
                 x = x * (1.0 + layers.Reshape((1, 1, -1))(gain) / math.sqrt(Z_SIZE))
                 # Output skips (arXiv:1912.04958): each stage adds to the image, enlarged.
