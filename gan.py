@@ -32,6 +32,7 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -48,7 +49,7 @@ try:
     import numpy as np
     import tensorflow as tf
     from keras import layers
-    from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
 except KeyboardInterrupt:
     sys.exit("gan.py: stopped before it began")
 finally:
@@ -404,12 +405,13 @@ OVERPOWERED = "   ! D spots nearly all fakes: if G gets no better, raise GRADIEN
 
 def train(gan, images, folder):
     """Train to the end of EPOCHS; return False if a signal stopped it before that."""
-    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0
-    warned, some = set(), np.linspace(0, len(images) - 1, GRID**2, dtype=int)
+    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0  # 0: copies of one
+    some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
     write(folder / "real.png", tile(images[some], GRID).save)
+    told = []  # of the problems below
+    save_page(folder)
     if gan.step == 0:
         save_picture(gan, folder, "epoch-000.png")
-    save_page(folder, gan)
     print(HEADER)
     while gan.epoch < EPOCHS:
         began, start = time.perf_counter(), gan.position
@@ -427,9 +429,9 @@ def train(gan, images, folder):
         save_epoch(gan, folder)
         print(ROW.format(epochs=EPOCHS, **row))
         for problem, seen in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
-            trained = gan.step >= max(300, 2 * WARM_UP)  # at first every G looks collapsed
-            if seen and trained and problem not in warned:
-                warned.add(problem)
+            # Once, and not at first, when every G looks collapsed.
+            if seen and problem not in told and gan.step >= max(300, 2 * WARM_UP):
+                told.append(problem)
                 print(problem)
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
             break
@@ -460,7 +462,6 @@ def train_epoch(gan, images, folder):
         gan.position += n * stride
         if gan.epoch == 0 and gan.step in EARLY and n < left:
             save_picture(gan, folder, f"epoch-000-{gan.step:05}.png")
-            save_page(folder, gan)
         show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} {gan.position / length:4.0%}")
     return True
 
@@ -470,7 +471,6 @@ def save_epoch(gan, folder):
     table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
     write(folder / "losses.csv", lambda file: np.savetxt(file, gan.rows, **table))
     write(folder / "losses.png", plot(gan.rows).save)
-    save_page(folder, gan)
     with open_board(str(folder)).as_default(gan.epoch):
         for name, number in zip(COLUMNS, gan.rows[-1]):
             tf.summary.write(name, number, metadata=SCALAR)
@@ -514,6 +514,7 @@ def save_picture(gan, folder, name):
     """Write a picture of the average generator's images, always from the same noise; return all."""
     fakes = generate(gan.average, draw_noise(max(256, GRID**2), PICTURES_KEY))
     write(folder / name, tile(fakes[: GRID**2], GRID).save)
+    save_page(folder)
     return fakes
 
 
@@ -607,12 +608,11 @@ slider.focus({ preventScroll: true }); // for the arrow keys
 if (training) setInterval(() => slider.value == last && location.reload(), 5000);</script>"""
 
 
-def save_page(folder, gan, training=True):
+def save_page(folder, training=True):
     """Write index.html, which shows the run in a browser: from the disk, without a server."""
-    row = dict(zip(COLUMNS, np.round(gan.rows[-1], 3))) if gan.rows else {}
-    facts = [f"{name}: {value}" for name, value in (row | current_settings()).items()]
+    facts = [f"{name}: {value}" for name, value in current_settings().items()]
     pictures = [path.stem for path in epoch_pictures(folder)]
-    run = [f"{folder.name}, epoch {gan.epoch} of {EPOCHS}", facts, pictures, training]
+    run = [folder.name, facts, pictures, training]
     page = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))  # no tag from a name
     write(folder / "index.html", lambda file: file.write_text(page, "utf-8"))
 
@@ -632,26 +632,28 @@ FORMATS = [name for name in Image.ID if name != "EPS"]  # for PostScript Pillow 
 
 
 def load_images(resume=False):
-    """Return (name, images) of DATA, or of drawn digits if MNIST fails. Raises Problem."""
-    path = Path(DATA)
+    """Return the images of DATA, or of drawn digits if MNIST fails to load. Raises Problem."""
+    global DATA
     if DATA == "mnist":
         try:
-            return DATA, load_mnist()
+            return load_mnist()
         except ConnectionError as error:
             if resume:
                 raise Problem(error) from None
             print(f"{'!' * 78}\n{error}\nThis run takes DRAWN DIGITS instead.\n{'!' * 78}\n")
-    if DATA in ("mnist", "digits"):
+            DATA = "digits"
+    path = Path(DATA)
+    if DATA == "digits":
         if path.exists():
-            print(f"note      these are the drawn digits, not the ones here: DATA=./{DATA}")
-        return "digits", draw_digits(20000)
+            print("note      these are the drawn digits, not the ones here: DATA=./digits")
+        return draw_digits(20000)
     if not path.exists():
         advice = "" if DATA.isprintable() else "; in Python write / or r'...' for a \\"
         raise Problem(f'DATA={DATA!r}: no such file or folder, not "mnist" or "digits"{advice}')
     for name in sorted(glob.glob("**/*train-images*idx3-ubyte*", root_dir=path, recursive=True)):
         if (path / name).is_file():
-            return path.stem, read_file(path / name)
-    return path.stem, read_file(path) if path.is_file() else read_folder(path)
+            return read_file(path / name)
+    return read_file(path) if path.is_file() else read_folder(path)
 
 
 def load_mnist():
@@ -682,18 +684,15 @@ def load_mnist():
 def draw_digits(count):
     """Return count digits drawn in a font, uint8 [count, 28, 28, 1]: a function of SEED."""
     random, font, glyphs = np.random.default_rng(SEED), ImageFont.load_default(108), []
-    for i in range(50):
-        glyphs.append(Image.new("L", (144, 144)))  # too large: shrinking smooths the edges
+    for i in range(50):  # five of each digit, from thin to thick
+        glyphs.append(Image.new("L", (144, 144)))
         draw = ImageDraw.Draw(glyphs[-1])
         draw.text((72, 72), str(i % 10), 255, font, anchor="mm", stroke_width=i // 10)
     images = np.empty((count, 28, 28, 1), np.uint8)
     for image in images:
-        matrix = random.normal(4.6 * np.eye(2), 0.6)  # shrinks, turns, slants and scales
-        shift = 72 - matrix @ random.uniform(13, 15, 2)
-        affine = (*matrix[0], shift[0], *matrix[1], shift[1])
-        glyph = glyphs[random.integers(len(glyphs))]
-        glyph = glyph.transform((28, 28), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
-        image[..., 0] = glyph.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 0.8)))
+        turned = glyphs[random.integers(50)].rotate(random.normal(0, 10))
+        left, top, right, bottom = random.uniform((0, 0, 120, 120), (24, 24, 144, 144))
+        image[..., 0] = turned.resize((28, 28), box=(left, top, right, bottom))
     return images
 
 
@@ -776,10 +775,9 @@ def read_folder(folder):
     print(f"{len(pictures):,} pictures of {len(files):,} files, kept in {cache}")
     if not readable.all():
         print(f"first file that is damaged or not a picture: {files[readable.argmin()]}")
-    places = [path.relative_to(folder).parts[0] for path in files if path.parent != folder]
-    if len(set(places)) > 1:
-        some = [f"{place} ({places.count(place):,})" for place in sorted(set(places))[:9]]
-        print(f"files in {', '.join(some)}")
+    places = Counter(path.relative_to(folder).parts[0] for path in files if path.parent != folder)
+    if len(places) > 1:  # such as images and masks, which may not belong together
+        print("files in", ", ".join(f"{place} ({n:,})" for place, n in places.most_common(9)))
     grey = not any(np.ptp(pixels, axis=2).any() for pixels in pictures)
     return pictures[..., :1] if grey else pictures
 
@@ -817,10 +815,10 @@ def write(path, save):
         temporary.unlink(missing_ok=True)
 
 
-def make_folder(name):
-    """Return a new folder OUT/name-NNN with the next free number."""
+def make_folder():
+    """Return a new folder in OUT, named after DATA, with the next free number."""
     number = 1
-    while (folder := Path(OUT, f"{name}-{number:03}")).exists():
+    while (folder := Path(OUT, f"{Path(DATA).stem}-{number:03}")).exists():
         number += 1
     folder.mkdir(parents=True)
     return folder
@@ -887,10 +885,8 @@ LIMITS = {  # least and greatest; where these are whole, only whole numbers are 
     **dict.fromkeys(["LEARNING_RATE", "G_RATE", "GRADIENT_PENALTY"], (0.0, 1e12)),
     **dict.fromkeys(["LEAK", "SMOOTH", "BETA_1", "BETA_2", "EMA", "EARLY_STOP"], (0.0, 1.0)),
 }
-COUNTS = {  # how many numbers, where it is not one
-    "PRIOR": [2], "EARLY_STOP": [2], "IMAGE_SIZE": [1, 2], "CHANNELS": [1, 2],
-    "G_HIDDEN": [1, 2, 3, 4, 5], "D_HIDDEN": [1, 2, 3, 4, 5],
-}
+COUNTS = {"PRIOR": [2], "EARLY_STOP": [2], "IMAGE_SIZE": [1, 2], "CHANNELS": [1, 2],
+          "G_HIDDEN": [1, 2, 3], "D_HIDDEN": [1, 2, 3]}  # of numbers, where it is not one
 # fmt: on
 PATHS = "DATA", "OUT"
 SETTINGS = [*PATHS, *(LIMITS | CHOICES)]
@@ -916,22 +912,22 @@ def numbers(value):
     return value if isinstance(value, tuple) else (value,)
 
 
-def check(name, value, written):
+def check(name, value):
     """Return the value of a setting, a list as a tuple. Raises Problem if it cannot have it."""
     value = tuple(value) if isinstance(value, list) else value
     choices, counts = CHOICES.get(name, ()), COUNTS.get(name, [1])
     low, high = LIMITS.get(name, (1, 0))  # between which there is no number
     fit = [type(each) in (int, type(low)) and low <= each <= high for each in numbers(value)]
     path = name in PATHS and isinstance(value, str) and value
-    chosen = repr(value) in map(repr, choices)  # repr, as 1 == True
-    if path or chosen or (all(fit) and len(fit) in counts):
+    # Choices are compared as they are written, since 1 == True.
+    if path or repr(value) in map(repr, choices) or (all(fit) and len(fit) in counts):
         return value
-    takes = [str(choice) for choice in choices]
+    takes = ["a path"] if name in PATHS else [str(choice) for choice in choices]
     if name in LIMITS:
         kind = "whole number" if isinstance(low, int) else "number"
-        many = f"a {kind}" if counts == [1] else f"{' or '.join(map(str, counts))} {kind}s"
+        many = f"{' or '.join(map(str, counts))} {kind}s" if name in COUNTS else f"a {kind}"
         takes.append(f"{many} from {low:g} to {high:,}")
-    raise Problem(f"{name}={written}: it must be {' or '.join(takes) or 'a path'}")
+    raise Problem(f"{name}={value!r}: it must be {' or '.join(takes)}")
 
 
 def parse_setting(word):
@@ -947,7 +943,7 @@ def parse_setting(word):
     if name not in PATHS:
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text)
-    return name, check(name, value, text)
+    return name, check(name, value)
 
 
 def current_settings():
@@ -957,8 +953,8 @@ def current_settings():
 
 def change_settings(changes):
     """Set all settings, with these changes. Raises Problem for a bad one."""
-    settings = current_settings() | changes
-    settings = {name: check(name, value, repr(value)) for name, value in settings.items()}
+    changed = current_settings() | changes
+    settings = {name: check(name, value) for name, value in changed.items()}
     settings["OUT"], data = os.path.expanduser(settings["OUT"]), settings["DATA"]
     if "://" in data:
         raise Problem(f"DATA={data}: it takes no address; download it and give its path")
@@ -974,12 +970,12 @@ def choose_defaults(shape):
     globals().update(chosen)
 
 
-def describe(name, images, gan, folder, constants):
-    """Print what is trained on which data, and constants that differ from a resumed run's."""
+def describe(images, gan, folder, constants):
+    """Print what is trained on which data, and which of these constants the run has otherwise."""
     count, height, width, channels = images.shape
     g_size, d_size = gan.generator.count_params(), gan.discriminator.count_params()
     rates = f"rates {LEARNING_RATE:g} (D), {LEARNING_RATE * G_RATE:g} (G)"
-    print(f"data      {name}: {count:,} images of {width} x {height} x {channels}")
+    print(f"data      {Path(DATA).stem}: {count:,} images of {width} x {height} x {channels}")
     print(f"networks  G {g_size:,} weights, D {d_size:,}; replicas: {gan.replicas}")
     print(f"noise     {Z_SIZE} numbers, {CATEGORIES if CATEGORIES > 1 else 'no'} categories")
     print(f"training  {EPOCHS} epochs of {gan.epoch_iterations:,} iterations; {rates}")
@@ -1011,22 +1007,18 @@ def choose_strategy():
 @contextlib.contextmanager
 def stoppable(gan):
     """Have Ctrl-C, and what else politely ends a process, stop gan with a checkpoint."""
-    before = {}
 
     def stop(number, _):  # after the current iterations; a second signal ends it at once
         gan.stop = number
-        signal.signal(number, before[number])
+        handlers.close()
 
-    with contextlib.suppress(AttributeError, ValueError):  # no SIGHUP; not the main thread
+    with contextlib.ExitStack() as handlers:  # puts back those of before
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name)
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
-                before[number] = signal.signal(number, stop)
-    try:
+            with contextlib.suppress(AttributeError, ValueError):  # no SIGHUP; not the main thread
+                number = getattr(signal, name)
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
+                    handlers.callback(signal.signal, number, signal.signal(number, stop))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def run(resume, run_folder, changes):
@@ -1034,10 +1026,7 @@ def run(resume, run_folder, changes):
     change_settings(changes)
     constants = current_settings()  # this file's, with the words; compared with the run's below
     folder, given = open_run(run_folder, changes) if resume else (None, [])
-    name, images = load_images(resume)
-    if DATA == "mnist" and name == "digits":  # as MNIST failed to load
-        changes = changes | {"DATA": name}
-        change_settings(changes)
+    images = load_images(resume)
     choose_defaults(images.shape[1:])
     gan = GAN(images, choose_strategy())
     if resume:
@@ -1045,12 +1034,11 @@ def run(resume, run_folder, changes):
     if not gan.strategy.extended.should_checkpoint:  # another machine keeps the run
         scratch = tempfile.TemporaryDirectory()
         folder, sys.stdout = Path(scratch.name), open(os.devnull, "w")  # noqa: SIM115
-    folder = folder or make_folder(name)
+    folder = folder or make_folder()
     given = sorted({*given, *changes})  # the names of settings that words changed
     text = json.dumps(current_settings() | {"given": given}, indent=1)
     write(folder / "settings.json", lambda file: file.write_text(text))
-    kept = {each: constants[each] for each in SETTINGS if each not in [*given, "OUT"]}
-    describe(name, images, gan, folder, kept)
+    describe(images, gan, folder, {n: constants[n] for n in SETTINGS if resume and n not in given})
     script = os.path.abspath(globals().get("__file__", "gan.py"))  # a notebook's cell has no file
     script = "gan.py" if script == os.path.abspath("gan.py") else f'"{script}"'
     command = f'python {script} --resume --run "{folder}"'
@@ -1067,7 +1055,7 @@ def run(resume, run_folder, changes):
         return 1
     finally:
         with contextlib.suppress(OSError):
-            save_page(folder, gan, training=False)
+            save_page(folder, training=False)
     if not finished:
         print(f"\nStopped; nothing is lost. To continue:\n    {command}")
         return 128 + gan.stop

@@ -60,7 +60,7 @@ def load(small, tmp_path_factory):
 
     def load(data, **settings):
         small(**{"DATA": str(data), "OUT": out} | settings)
-        images = gan.load_images()[1]
+        images = gan.load_images()
         assert images.dtype == np.uint8 and images.ndim == 4
         return images
 
@@ -127,7 +127,7 @@ def test_a_folder_with_mnists_files_at_any_depth_gives_its_training_images(load,
         path = tmp_path / "My data.1" / place.replace("{}", f"{name}-ubyte")
         save(path, pack(idx(content)))
     assert np.array_equal(load(tmp_path / "My data.1"), PIXELS[..., np.newaxis])
-    assert gan.load_images()[0] == "My data"  # which names the run's folder
+    assert gan.make_folder().name == "My data-001"
 
 
 BAD = {
@@ -339,8 +339,7 @@ def mirrors(cache, tmp_path, monkeypatch):
 
 
 def assert_mnist():
-    name, images = gan.load_images()
-    assert name == "mnist" and np.array_equal(images[..., 0], PIXELS)
+    assert np.array_equal(gan.load_images()[..., 0], PIXELS) and gan.DATA == "mnist"
 
 
 def test_mnist_in_the_cache_is_used_without_a_word_and_a_damaged_npz_named(cache, mirrors, capsys):
@@ -372,8 +371,8 @@ def test_without_mnist_the_reasons_and_the_cache_are_told_and_digits_drawn(
 ):
     mirrors(name, "missing", "wrong")
     for _ in range(2):  # what is not MNIST is not taken for it the next time
-        found, images = gan.load_images()
-        assert found == "digits" and images is OTHERS
+        gan.DATA = "mnist"
+        assert gan.load_images() is OTHERS and gan.DATA == "digits"
         out = capsys.readouterr().out
         assert all(f"    {mirror}: " in out for mirror, *_ in gan.MIRRORS) and "404" in out
         assert str(cache) in out and IDX in out
@@ -384,14 +383,14 @@ def test_where_there_is_no_home_folder_mnist_is_not_in_it(cache, monkeypatch):
     for name in ("KERAS_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as for a container's unknown user
-    assert gan.load_images()[0] == "digits"
+    assert gan.load_images() is OTHERS
 
 
 # Drawn digits -----------------------------------------------------------------------------------
 def test_drawn_digits_all_differ_and_lie_in_the_centre_like_those_of_mnist(small):
     small(DATA="digits")
-    name, digits = gan.load_images()
-    assert name == "digits" and digits.shape == (20000, 28, 28, 1) and digits.dtype == np.uint8
+    digits = gan.load_images()
+    assert digits.shape == (20000, 28, 28, 1) and digits.dtype == np.uint8
     assert len({digit.tobytes() for digit in digits}) == 20000
     mean, places = digits.mean(axis=(0, 3)), np.arange(28)
     centre = mean.sum(1) @ places / mean.sum(), mean.sum(0) @ places / mean.sum()

@@ -63,8 +63,8 @@ def test_a_dcgan_stopped_and_resumed_equals_one_never_stopped_and_converts(
     small(MODEL="dcgan", CHANNELS=2, BATCH_NORM=True, AUGMENT=True, EPOCHS=1, OUT=str(tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (100, 8, 10, 3), np.uint8)
     whole = gan.GAN(images)
-    assert gan.train(whole, images, gan.make_folder("whole"))
-    stopped, folder = gan.GAN(images), gan.make_folder("stopped")
+    assert gan.train(whole, images, gan.make_folder())
+    stopped, folder = gan.GAN(images), gan.make_folder()
     with monkeypatch.context() as patch:
         patch.setattr(gan, "show_progress", lambda text: setattr(stopped, "stop", 2))
         assert not gan.train(stopped, images, folder) and 0 < stopped.step < 100

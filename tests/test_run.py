@@ -223,7 +223,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(small, images, 
     model = gan.GAN(images)  # that has seen nothing of the others
     gan.restore(model, stopped)
     assert (model.epoch, model.position, model.step) == (0, 5000, 50)
-    gan.describe("dots", images, model, stopped, {})
+    gan.describe(images, model, stopped, {})
     assert "resumed   at epoch 1, iteration 51" in capsys.readouterr().out
     assert gan.train(model, images, stopped)
     assert_equal_runs(whole, stopped)
