@@ -79,8 +79,8 @@ D_HIDDEN = 768            # the same for D; more of both: sharper, slower
 CHANNELS = None           # dcgan: filters next to the image, of G,D, doubled at
                           # each stage; None: 56,32, above 32 pixels 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = True              # dcgan: z scales G's filters, and each stage adds its
-                          # own small picture; False: the G of the paper
+SKIPS = True              # dcgan: G has leaky ReLU, z scales its filters, each
+                          # stage adds a small picture; False: as in the paper
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -152,7 +152,7 @@ def build_generator(shape):
         x = layers.Reshape(smallest)(x)
         picture = 0.0
         for height, width, channels in reversed(larger):
-            x = activate(x, "relu", BATCH_NORM)
+            x = activate(x, "leaky_relu" if SKIPS else "relu", BATCH_NORM)
             if SKIPS:  # both start at zero, so that they have no effect at first
                 # Self-modulation (arXiv:1810.01365): z, of length 1, turns filters up or down.
                 gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)
@@ -786,7 +786,8 @@ def read_picture(file, size):
     """Return the RGB pixels of a picture, cropped and scaled to size, or b"" if it is not one."""
     try:
         with Image.open(file, formats=FORMATS) as opened:
-            opened.draft("RGB", size)  # a large JPEG is decoded at part size
+            # A large JPEG is decoded at part size, but not at this one, which would be jagged.
+            opened.draft("RGB", (2 * size[0], 2 * size[1]))
             picture = ImageOps.exif_transpose(opened)
         if picture.mode[0] in "IF":  # wide numbers, which Pillow would clip
             picture = Image.fromarray(as_images(np.asarray(picture)[np.newaxis])[0, ..., 0])

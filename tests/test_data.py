@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image, features
+from PIL import EpsImagePlugin, Image, ImageOps, features
 
 import gan
 
@@ -210,7 +210,10 @@ RAMP = np.arange(64).reshape(8, 8)
 CORNERS = np.kron([[0, 80], [160, 250]], np.ones((4, 4))).astype(np.uint8)
 WIDE = np.uint8([[0] * 4 + [200] * 8 + [0] * 4] * 8)
 STRETCHED = np.rint(RAMP * 255 / 63)[..., np.newaxis]
+EDGES = Image.fromarray(np.random.default_rng(0).choice([0, 255], (16, 16)).astype(np.uint8))
+SMOOTH = np.asarray(ImageOps.fit(EDGES, (8, 8)))[..., np.newaxis]
 PICTURES = {
+    "smooth-jpg": (EDGES, "jpg", {"quality": 100}, SMOOTH),  # not decoded at 8 x 8, jagged
     "wide": (Image.fromarray(WIDE), "png", {}, [200]),
     "high": (Image.fromarray(WIDE.T.copy()), "png", {}, [200]),
     "palette": (plain((10, 20, 30), "RGB").quantize(4), "png", {}, (10, 20, 30)),
