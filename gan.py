@@ -93,7 +93,7 @@ GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
 PENALTY_EVERY = 8         # it acts in every 8th iteration, 8 times as strong
 # Training
 EPOCHS = 19               # passes over the data, of 10,000 images at least
-BATCH_SIZE = None         # images per update, in all; None: 100, for a dcgan 50
+BATCH_SIZE = None         # images per update; None: 100, dcgan: 50, above 32 px 25
 LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
@@ -869,7 +869,7 @@ def restore(gan, folder):
 # ---- Command line ----
 # fmt: off
 DEFAULTS = {  # what None becomes, for an mlp, a dcgan, and a dcgan above 32 pixels
-    "Z_SIZE": (14, 64, 64), "CATEGORIES": (28, 1, 1), "BATCH_SIZE": (100, 50, 50),
+    "Z_SIZE": (14, 64, 64), "CATEGORIES": (28, 1, 1), "BATCH_SIZE": (100, 50, 25),
     "LEARNING_RATE": (0.004, 0.003, 0.0015), "WARM_UP": (1, 300, 300), "BETA_2": (0.99, 0.9, 0.9),
     "CHANNELS": ((56, 32), (56, 32), (28, 32)), "GRADIENT_PENALTY": (0.05, 0.05, 0.2),
 }
