@@ -93,7 +93,7 @@ GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
 PENALTY_EVERY = 8         # it acts in every 8th iteration, 8 times as strong
 # Training
 EPOCHS = 19               # passes over the data, of 10,000 images at least
-BATCH_SIZE = None         # images per update; None: 100, dcgan: 50, above 32 px 25
+BATCH_SIZE = None         # images a step; None: 100; dcgan: 50, above 32 px 25
 LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
@@ -112,7 +112,7 @@ OUT = "samples"           # folder of the runs
 
 # ---- Networks ----
 def noise_size():
-    """Return the length of G's input: that of z, and a number for each of the CATEGORIES."""
+    """Return the length of G's input: z and, for each of the CATEGORIES, a score."""
     return Z_SIZE + (CATEGORIES if CATEGORIES > 1 else 0)
 
 
@@ -140,7 +140,7 @@ def build_generator(shape):
     z = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         z = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(z))
-    if CATEGORIES > 1:  # the one of the largest score becomes 3, others 0 (arXiv:2006.04596)
+    if CATEGORIES > 1:  # the largest score becomes 3, others 0 (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
         # Not by argmax, which converts to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
@@ -190,11 +190,11 @@ def build_discriminator(shape):
 EPOCH_IMAGES = 10_000  # at least: one pass over a few photographs would teach nothing
 EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
-REAL, FAKE, FAKE_FOR_G = range(3)  # in the seed of augment, so that it alters each differently
+REAL, FAKE, FAKE_FOR_G = range(3)  # augment alters each in its own way
 
 
 def cross_entropy(label, logits):
-    """Return the mean sigmoid cross-entropy of logits [n, 1] against one label for all of them."""
+    """Return the mean sigmoid cross-entropy of logits [n, 1] against one label."""
     labels = tf.fill(tf.shape(logits), label)
     return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits))
 
@@ -226,7 +226,9 @@ def to_floats(pixels):
 
 
 def augment(images, key, purpose):
-    """Return images [n, H, W, C] mirrored, shifted, partly blanked at random (arXiv:2006.10738)."""
+    """Return images [n, H, W, C], with AUGMENT shifted, mirrored, blanked (arXiv:2006.10738)."""
+    if not AUGMENT:
+        return images
     height, width = images.shape[1:3]
     seed = tf.random.fold_in(tf.stack([SEED, tf.cast(key, tf.int64)]), purpose)
     draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed)
@@ -234,10 +236,10 @@ def augment(images, key, purpose):
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
-    # Outside of the image its edge is repeated.
+    # Outside the image its edge is repeated.
     images = tf.gather(images, tf.clip_by_value(rows, 0, height - 1), axis=1, batch_dims=1)
     images = tf.gather(images, tf.clip_by_value(columns, 0, width - 1), axis=2, batch_dims=1)
-    # The blank, in the middle grey, is half as high and wide as the image.
+    # The blank, in middle grey, is half as high and wide.
     in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - top) < 0.25  # [n, H]
     in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - left) < 0.25
     blank = in_rows[:, :, None, None] & in_columns[:, None, :, None]
@@ -255,12 +257,10 @@ class FusedAdam(keras.optimizers.Adam):
         except AttributeError:  # a later Keras may call them otherwise
             return super().update_step(gradient, variable, learning_rate)
         step = tf.cast(self.iterations + 1, tf.float32)
-        state = {"var": variable.handle, "m": mean.handle, "v": square.handle}
-        betas = {"beta1": self.beta_1, "beta2": self.beta_2}
+        arrays = {"var": variable.handle, "m": mean.handle, "v": square.handle, "grad": gradient}
+        rates = {"lr": learning_rate, "beta1": self.beta_1, "beta2": self.beta_2, "epsilon": 1e-7}
         powers = {"beta1_power": self.beta_1**step, "beta2_power": self.beta_2**step}
-        tf.raw_ops.ResourceApplyAdam(
-            **state, **betas, **powers, lr=learning_rate, epsilon=1e-7, grad=gradient
-        )
+        tf.raw_ops.ResourceApplyAdam(**arrays, **rates, **powers)
 
 
 class GAN:
@@ -294,16 +294,14 @@ class GAN:
         self.train = tf.function(self.train_batches, input_signature=(batches, count, count))
 
     def variables(self):
-        """Return every variable that training changes: what a checkpoint holds."""
+        """Return all variables that training changes, for a checkpoint."""
         # The average first: resumed with EMA=0 it is the generator, whose own weights then win.
         parts = self.average, self.generator, self.discriminator, self.g_optimizer, self.d_optimizer
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, images_used):
-        """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled.
-
-        step and images_used count the iterations and the images before this call.
-        """
+        """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
+        # step and images_used count the iterations and the images before this call.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -326,18 +324,19 @@ class GAN:
                     average.assign_add((1.0 - decay) * (value - average))
 
     def step_everywhere(self, *arguments):
-        """Do a train_step on every replica and add its metrics to the epoch's sums."""
+        """Do a train_step on every replica and add its metrics to the sums."""
         metrics = self.strategy.run(self.train_step, arguments)
         metrics = self.strategy.reduce("MEAN", metrics, axis=None)
         self.sums.assign_add(tf.cast(metrics, tf.float64))
 
     def train_step(self, batches, step, with_penalty):
         """Update D with batches [D_STEPS, BATCH_SIZE, H, W, C], then G; return 1 and METRICS."""
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
         size = BATCH_SIZE // self.replicas  # each replica has its own slice of every batch
+        draws = D_STEPS + G_STEPS - 1  # of noise: D's last update and G's first share one
+        keys = [(step * draws + draw) * self.replicas + replica for draw in range(draws)]
 
-        for draw in range(D_STEPS):
-            key = self.noise_key(step, draw, replica)
+        for draw, key in enumerate(keys[:D_STEPS]):
             real = to_floats(batches[draw, replica * size : (replica + 1) * size])
             with tf.GradientTape() as g_tape:  # for G's update below
                 fake = self.generator(draw_noise(size, key), training=True)
@@ -345,46 +344,35 @@ class GAN:
                 with tf.GradientTape() as slope_tape:  # inside d_tape: D learns from its slopes
                     slope_tape.watch([real, fake])
                     # Two passes, so that batch normalisation never mixes real images with fakes.
-                    real_logits = self.judge(real, key, REAL)
-                    fake_logits = self.judge(fake, key, FAKE)
+                    real_logits = self.discriminator(augment(real, key, REAL), training=True)
+                    fake_logits = self.discriminator(augment(fake, key, FAKE), training=True)
                 d_loss = discriminator_loss(real_logits, fake_logits)
                 penalty = 0.0  # on D's slopes at the images; keeps D smooth (arXiv:1801.04406)
                 if with_penalty:  # it doubles D's work, so it comes rarely, and is heavier
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
-                    real_penalty, fake_penalty = [tf.reduce_sum(s**2) / size for s in slopes]
                     weight = PENALTY_EVERY * GRADIENT_PENALTY / 2  # half, as in the paper
-                    penalty = weight * (real_penalty + fake_penalty)
+                    penalty = weight * sum(tf.reduce_sum(s**2) / size for s in slopes)
                 penalized_loss = d_loss + penalty
             self.update(self.discriminator, self.d_optimizer, d_tape, penalized_loss)
 
-        for draw in range(G_STEPS):
+        for draw, key in enumerate(keys[D_STEPS - 1 :]):
             if draw > 0:  # the first update takes D's last fakes, further ones make their own
-                key = self.noise_key(step, D_STEPS - 1 + draw, replica)
                 with tf.GradientTape() as g_tape:
                     fake = self.generator(draw_noise(size, key), training=True)
             with g_tape:  # resumes recording: the updated D judges the fakes
-                g_loss = generator_loss(self.judge(fake, key, FAKE_FOR_G))
+                logits = self.discriminator(augment(fake, key, FAKE_FOR_G), training=True)
+                g_loss = generator_loss(logits)
             self.update(self.generator, self.g_optimizer, g_tape, g_loss)
 
         correct = tf.cast(tf.concat([real_logits > 0, fake_logits < 0], 0), tf.float32)
         judgements = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), correct
-        # The 1 counts iterations: the means of an epoch are its sums divided by the sum of ones.
+        # The 1 counts iterations: an epoch's means are its sums divided by the sum of ones.
         return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])
 
-    def noise_key(self, step, draw, replica):
-        """Return a number unique to this step, draw and replica."""
-        draws = D_STEPS + G_STEPS - 1  # D's last update and G's first use the same one
-        return (step * draws + draw) * self.replicas + tf.cast(replica, tf.int64)
-
-    def judge(self, images, key, purpose):
-        """Return D's logits [n, 1] for images [n, H, W, C], augmented if AUGMENT is set."""
-        images = augment(images, key, purpose) if AUGMENT else images
-        return self.discriminator(images, training=True)
-
     def update(self, network, optimizer, tape, loss):
-        """Change the network so that the loss, recorded by the tape, gets smaller."""
+        """Change the network so that the loss, which the tape recorded, falls."""
         variables = network.trainable_variables
-        share = tf.constant(1.0 / self.replicas)  # as the optimizer adds up the replicas' gradients
+        share = tf.constant(1.0 / self.replicas)  # as the replicas' gradients are added up
         gradients = tape.gradient(loss, variables, output_gradients=share)
         optimizer.apply_gradients(zip(gradients, variables))
 
@@ -404,10 +392,11 @@ OVERPOWERED = "   ! D spots nearly all fakes: if G gets no better, raise GRADIEN
 
 
 def train(gan, images, folder):
-    """Train to the end of EPOCHS; return False if a signal stopped it before that."""
+    """Train to the end of EPOCHS; return False if a signal stopped it."""
     real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0  # 0: copies of one
     some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
     write(folder / "real.png", tile(images[some], GRID).save)
+    table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
     told = []  # of the problems below
     save_page(folder)
     if gan.step == 0:
@@ -419,14 +408,20 @@ def train(gan, images, folder):
             return False
         speed = (gan.position - start) / (time.perf_counter() - began)
         fakes = save_picture(gan, folder, f"epoch-{gan.epoch + 1:03}.png")
-        iterations, *sums = gan.sums.numpy().tolist()
-        means = [total / iterations for total in sums]
+        _, *means = (gan.sums / gan.sums[0]).numpy().tolist()
         spread = pixel_spread(fakes) / real_spread
         gan.epoch, gan.position = gan.epoch + 1, 0
         gan.rows.append([gan.epoch, *means, spread, speed, time.perf_counter() - began])
         gan.sums.assign(tf.zeros_like(gan.sums))
         row = dict(zip(COLUMNS, gan.rows[-1]))
-        save_epoch(gan, folder)
+        write(folder / "losses.csv", lambda file: np.savetxt(file, gan.rows, **table))
+        write(folder / "losses.png", plot(gan.rows).save)
+        with open_board(str(folder)).as_default(gan.epoch):
+            for name, number in row.items():
+                tf.summary.write(name, number, metadata=SCALAR)
+        write(folder / "generator.keras", gan.average.save)
+        write(folder / "discriminator.keras", gan.discriminator.save)
+        save_checkpoint(gan, folder)  # the last: after a crash before it, the epoch is repeated
         print(ROW.format(epochs=EPOCHS, **row))
         for problem, seen in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
             # Once, and not at first, when every G looks collapsed.
@@ -439,7 +434,7 @@ def train(gan, images, folder):
 
 
 def train_epoch(gan, images, folder):
-    """Train on the rest of an epoch; return False if a signal stopped it before its end."""
+    """Train on the rest of an epoch; return False if a signal stopped it."""
     random, stride = np.random.default_rng((SEED, gan.epoch)), D_STEPS * BATCH_SIZE
     length = gan.epoch_iterations * stride  # of the epoch, in images
     passes = math.ceil(length / len(images))
@@ -466,23 +461,9 @@ def train_epoch(gan, images, folder):
     return True
 
 
-def save_epoch(gan, folder):
-    """Write an epoch's files, its checkpoint last: after a crash before that, it is repeated."""
-    table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
-    write(folder / "losses.csv", lambda file: np.savetxt(file, gan.rows, **table))
-    write(folder / "losses.png", plot(gan.rows).save)
-    with open_board(str(folder)).as_default(gan.epoch):
-        for name, number in zip(COLUMNS, gan.rows[-1]):
-            tf.summary.write(name, number, metadata=SCALAR)
-    write(folder / "generator.keras", gan.average.save)
-    write(folder / "discriminator.keras", gan.discriminator.save)
-    save_checkpoint(gan, folder)
-
-
-# ---- Pictures: from here on it is pictures, data, files and the command line ----
+# ---- Pictures: the rest is pictures, data, files and the command line ----
 FONT = ImageFont.load_default(16)
-# Keys of draw_noise, beside training's, which are 0 and above.
-PICTURES_KEY, SAMPLE_KEY, WALK_KEY, CATEGORIES_KEY = -1, -3, -4, -5
+PICTURES_KEY, SAMPLE_KEY, WALK_KEY, CATEGORIES_KEY = -1, -3, -4, -5  # training's are 0 and up
 
 
 def generate(generator, noise):
@@ -506,12 +487,12 @@ def tile(images, columns):
     rows = [np.hstack(images[i : i + columns]) for i in range(0, len(images), columns)]
     pixels = np.pad(np.vstack(rows), ((0, gap), (0, gap), (0, 0)), constant_values=80)
     picture = Image.fromarray(np.squeeze(pixels))
-    scale = max(1, round(600 / picture.width))  # about 600 pixels, whatever the images' size
+    scale = max(1, round(600 / picture.width))  # to about 600 pixels
     return ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
 
 
 def save_picture(gan, folder, name):
-    """Write a picture of the average generator's images, always from the same noise; return all."""
+    """Write a picture of the average's images, always of the same noise; return all of them."""
     fakes = generate(gan.average, draw_noise(max(256, GRID**2), PICTURES_KEY))
     write(folder / name, tile(fakes[: GRID**2], GRID).save)
     save_page(folder)
@@ -519,10 +500,10 @@ def save_picture(gan, folder, name):
 
 
 def plot(rows):
-    """Return a chart, 800 x 500, of the rows' losses and, below, of how real D finds images."""
+    """Return a chart, 800 x 500, of the losses and, below, of how real D finds images."""
     picture = Image.new("RGB", (800, 500), "white")
     draw = ImageDraw.Draw(picture)
-    epochs, d_loss, g_loss, real, fake, *_ = np.transpose(rows)
+    d_loss, g_loss, real, fake = np.transpose(rows)[1:5]
     xs = np.linspace(60, 750, len(rows))
     low, high = np.percentile((d_loss, g_loss), (10, 90))  # a few wild losses are cut off
     axis = min(0, math.floor(low)), max(2, math.ceil(high))
@@ -530,8 +511,7 @@ def plot(rows):
     losses = ("D loss", d_loss, 2 * ln2), ("G loss", g_loss, -ln2 if LOSS == "minimax" else ln2)
     judgements = ("D(x), of real images", real, 0.5), ("D(G(z)), of fakes", fake, 0.5)
     for top, ends, lines in ((40, axis, losses), (285, (0, 1), judgements)):
-        for level in np.linspace(*ends, 5):
-            y = np.interp(level, ends, (top + 180, top))
+        for level, y in zip(np.linspace(*ends, 5), np.linspace(top + 180, top, 5)):
             draw.line((60, y, 750, y), "#dddddd")
             draw.text((52, y), f"{level:g}", 0, FONT, "rm")
         for (name, line, guess), color, left in zip(lines, ("#1f5fd0", "#d0451f"), (60, 260)):
@@ -541,14 +521,14 @@ def plot(rows):
             draw.line(list(zip(xs, ys)), color, 2)
             draw.circle((xs[-1], ys[-1]), 3, color)
     draw.text((750, 14), "grey: D is guessing; flat is healthy", 0, FONT, "ra")
-    draw.text((750, 470), f"epochs {epochs[0]:.0f} to {epochs[-1]:.0f}", 0, FONT, "ra")
+    draw.text((750, 470), f"epochs 1 to {len(rows)}", 0, FONT, "ra")
     return picture
 
 
 def in_category(noise, categories):
     """Return noise changed so that G draws one category, or categories [n]; None: unchanged."""
     noise = np.array(noise)
-    if CATEGORIES > 1 and categories is not None:
+    if categories is not None:
         noise[:, Z_SIZE:] = np.eye(CATEGORIES)[categories]
     return noise
 
@@ -572,7 +552,7 @@ def epoch_pictures(folder):
 
 
 def save_history(folder):
-    """Write training.gif: a frame for each of the run's pictures, or for a hundred of them."""
+    """Write training.gif: a frame for each picture of the run, or for a hundred of them."""
     paths, frames = epoch_pictures(folder), []
     for i in np.unique(np.linspace(0, len(paths) - 1, 100, dtype=int)):
         frame = Image.open(paths[i]).convert("RGB")
@@ -609,12 +589,11 @@ if (training) setInterval(() => slider.value == last && location.reload(), 5000)
 
 
 def save_page(folder, training=True):
-    """Write index.html, which shows the run in a browser: from the disk, without a server."""
+    """Write index.html, which shows the run in a browser, without a server."""
     facts = [f"{name}: {value}" for name, value in current_settings().items()]
     pictures = [path.stem for path in epoch_pictures(folder)]
-    run = [folder.name, facts, pictures, training]
-    page = PAGE.replace("RUN", json.dumps(run).replace("<", "\\u003c"))  # no tag from a name
-    write(folder / "index.html", lambda file: file.write_text(page, "utf-8"))
+    run = json.dumps([folder.name, facts, pictures, training]).replace("<", "\\u003c")  # no tags
+    write(folder / "index.html", lambda file: file.write_text(PAGE.replace("RUN", run), "utf-8"))
 
 
 # ---- Data: every source becomes one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3) ----
@@ -627,58 +606,49 @@ MIRRORS = (  # of MNIST: folder, file, SHA-256
     ("https://storage.googleapis.com/tensorflow/tf-keras-datasets/", "mnist.npz", NPZ_HASH),
 )
 TIMEOUT = 10  # seconds that a mirror may be silent
-Image.init()  # so that Image.ID lists every format
-FORMATS = [name for name in Image.ID if name != "EPS"]  # for PostScript Pillow runs a program
 
 
 def load_images(resume=False):
     """Return the images of DATA, or of drawn digits if MNIST fails to load. Raises Problem."""
     global DATA
+    path = Path(DATA)
     if DATA == "mnist":
         try:
-            return load_mnist()
-        except ConnectionError as error:
+            path = find_mnist()
+        except Problem as error:
             if resume:
-                raise Problem(error) from None
+                raise
             print(f"{'!' * 78}\n{error}\nThis run takes DRAWN DIGITS instead.\n{'!' * 78}\n")
             DATA = "digits"
-    path = Path(DATA)
     if DATA == "digits":
-        if path.exists():
+        if os.path.exists(DATA):
             print("note      these are the drawn digits, not the ones here: DATA=./digits")
         return draw_digits(20000)
     if not path.exists():
         advice = "" if DATA.isprintable() else "; in Python write / or r'...' for a \\"
         raise Problem(f'DATA={DATA!r}: no such file or folder, not "mnist" or "digits"{advice}')
-    for name in sorted(glob.glob("**/*train-images*idx3-ubyte*", root_dir=path, recursive=True)):
-        if (path / name).is_file():
-            return read_file(path / name)
     return read_file(path) if path.is_file() else read_folder(path)
 
 
-def load_mnist():
-    """Return MNIST's images from Keras' cache, else from the web. Raises ConnectionError."""
+def find_mnist():
+    """Return the path of MNIST in Keras' cache, where it is downloaded to. Raises Problem."""
     home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     cache = Path(home if os.access(home, os.W_OK) else OUT, "datasets")
-    for file in ("mnist.npz", IDX):
-        if (cache / file).exists():  # taken as it is, whoever put it there
-            return read_file(cache / file)
+    for path in (cache / "mnist.npz", cache / IDX):
+        if path.exists():  # taken as it is, whoever put it there
+            return path
     reasons = ""
     for mirror, file, digest in MIRRORS:
         show_progress(f"MNIST from {mirror}")
         try:
-            with urllib.request.urlopen(mirror + file, timeout=TIMEOUT) as answer:
-                content = answer.read()
+            content = urllib.request.urlopen(mirror + file, timeout=TIMEOUT).read()
             if hashlib.sha256(content).hexdigest() != digest:
                 raise ValueError("what came is not MNIST")
-            cache.mkdir(parents=True, exist_ok=True)
             write(cache / file, functools.partial(Path.write_bytes, data=content))
-            return read_file(cache / file)
+            return cache / file
         except Exception as error:
             reasons += f"    {mirror}: {error}\n"
-    raise ConnectionError(
-        f"MNIST failed to load:\n{reasons}Download {IDX} from anywhere into {cache}"
-    )
+    raise Problem(f"MNIST failed to load:\n{reasons}Download {IDX} from anywhere into {cache}")
 
 
 def draw_digits(count):
@@ -691,8 +661,8 @@ def draw_digits(count):
     images = np.empty((count, 28, 28, 1), np.uint8)
     for image in images:
         turned = glyphs[random.integers(50)].rotate(random.normal(0, 10))
-        left, top, right, bottom = random.uniform((0, 0, 120, 120), (24, 24, 144, 144))
-        image[..., 0] = turned.resize((28, 28), box=(left, top, right, bottom))
+        box = random.uniform((0, 0, 120, 120), (24, 24, 144, 144))  # left, top, right, bottom
+        image[..., 0] = turned.resize((28, 28), box=tuple(box))
     return images
 
 
@@ -706,7 +676,7 @@ def read_file(path):
         if head == b"PK":  # .npz, or any other zip file
             arrays = np.load(path, allow_pickle=False)
             for name in ("x_train", "images", *arrays):
-                # If it is missing, or holds labels, objects or a picture, try the next one.
+                # Missing ones, labels, objects and pictures are passed over.
                 with contextlib.suppress(KeyError, ValueError, AttributeError):
                     return as_images(arrays[name])
             raise ValueError("no grey or RGB images; a zip of pictures: unpack it first")
@@ -734,58 +704,58 @@ def as_images(array):
     low, high = np.float64(array.min()), np.float64(array.max())  # will be 0 and 255
     if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers are {low} to {high}")
-    scale = 255 / (high - low)  # one by one, as all floats of a large file may not fit into memory
+    scale = 255 / (high - low)  # one by one, as floats take memory
     return np.stack([np.rint((values - low) * scale).astype(np.uint8) for values in array])
 
 
 def read_folder(folder):
-    """Return the pictures below folder, cropped to IMAGE_SIZE, from a cache. Raises Problem."""
-    width, height = numbers(IMAGE_SIZE)[0], numbers(IMAGE_SIZE)[-1]
+    """Return the pictures below folder, cropped to IMAGE_SIZE, from a cache, or its IDX file."""
     names = sorted(glob.glob("**", root_dir=folder, recursive=True))
     paths = [folder / name for name in names if os.path.exists(folder / name)]  # no broken links
-    # The pictures of runs are no data, unless they are what is asked for.
+    # The pictures of runs are no data, unless there are no others.
     paths = [path for path in paths if not path.is_relative_to(os.path.abspath(OUT))] or paths
     files = [path for path in paths if path.is_file()]
+    for file in files:
+        if file.match("*train-images*idx3-ubyte*"):  # of MNIST, or of its kind
+            return read_file(file)
+    width, height = numbers(IMAGE_SIZE)[0], numbers(IMAGE_SIZE)[-1]
     changed = max(path.stat().st_mtime for path in [folder, *paths])
-    digest = hashlib.sha256(f"{folder} {width} {height}".encode()).hexdigest()[:12]
-    cache = Path(OUT, "cache", f"{folder.name}-{digest}.raw")
-    room = len(files) * width * height * 3  # if all of them can be read
+    digest = hashlib.sha256(f"{folder} {IMAGE_SIZE}".encode()).hexdigest()[:12]
+    cache = Path(OUT, "cache", f"{folder.name}-{digest}.records")
+    record = np.dtype([("file", np.uint32), ("pixels", np.uint8, (height, width, 3))])
 
     def decode(temporary):
-        """Write all pixels and, behind the room for them, a 1 for each file that was readable."""
-        readable = []
-        with ThreadPool() as pool, open(temporary, "wb") as raw:
-            read = functools.partial(read_picture, size=(width, height))
-            for pixels in pool.imap(read, files, chunksize=10):
-                raw.write(pixels)
-                readable.append(pixels != b"")
-                show_progress(f"{len(readable):,} of {len(files):,}")
-            raw.seek(room)
-            raw.write(bytes(readable))
+        """Write a record of each file that is a picture."""
+        with ThreadPool() as pool, open(temporary, "wb") as records:
+            for i, pixels in enumerate(pool.imap(read_picture, files, chunksize=10)):
+                if pixels:
+                    records.write(np.uint32(i).tobytes() + pixels)
+                show_progress(f"{i + 1:,} of {len(files):,}")
 
-    whole = cache.exists() and cache.stat().st_size == room + len(files)
+    whole = cache.exists() and cache.stat().st_size % record.itemsize == 0
     if not whole or cache.stat().st_mtime <= changed:
         print(f"reading {len(files):,} files in {folder} ...", flush=True)
-        cache.parent.mkdir(parents=True, exist_ok=True)
         write(cache, decode)
-    readable = np.fromfile(cache, np.uint8, offset=room) == 1
-    if not readable.any():
+    if cache.stat().st_size == 0:
         raise Problem(f"DATA={DATA}: no readable picture in this folder")
-    pictures = np.memmap(cache, mode="r", shape=(readable.sum(), height, width, 3))
-    print(f"{len(pictures):,} pictures of {len(files):,} files, kept in {cache}")
-    if not readable.all():
-        print(f"first file that is damaged or not a picture: {files[readable.argmin()]}")
+    records = np.memmap(cache, record, "r")
+    print(f"{len(records):,} pictures of {len(files):,} files, kept in {cache}")
+    if others := {*range(len(files))} - {*records["file"]}:
+        print(f"first file that is damaged or not a picture: {files[min(others)]}")
     places = Counter(path.relative_to(folder).parts[0] for path in files if path.parent != folder)
     if len(places) > 1:  # such as images and masks, which may not belong together
         print("files in", ", ".join(f"{place} ({n:,})" for place, n in places.most_common(9)))
-    grey = not any(np.ptp(pixels, axis=2).any() for pixels in pictures)
-    return pictures[..., :1] if grey else pictures
+    grey = not any(np.ptp(pixels, axis=2).any() for pixels in records["pixels"])
+    return records["pixels"][..., :1] if grey else records["pixels"]
 
 
-def read_picture(file, size):
-    """Return the RGB pixels of a picture, cropped and scaled to size, or b"" if it is not one."""
+def read_picture(file):
+    """Return a picture's RGB pixels, cropped to IMAGE_SIZE, or b"" if it is not one."""
+    size = numbers(IMAGE_SIZE)[0], numbers(IMAGE_SIZE)[-1]
     try:
-        with Image.open(file, formats=FORMATS) as opened:
+        with Image.open(file) as opened:
+            if opened.format == "EPS":  # PostScript, for which Pillow runs a program
+                return b""
             # A large JPEG is decoded at part size, but not at this one, which would be jagged.
             opened.draft("RGB", (2 * size[0], 2 * size[1]))
             picture = ImageOps.exif_transpose(opened)
@@ -799,10 +769,11 @@ def read_picture(file, size):
         return b""
 
 
-# ---- Runs: each has its folder of pictures, numbers and a checkpoint, from which it resumes ----
+# ---- Runs: each has a folder, with a checkpoint from which it resumes ----
 def write(path, save):
     """Have save(temporary) write a file, then rename it: a crash leaves path whole, old or new."""
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         save(temporary)
         with open(temporary, "rb+") as file:
@@ -811,7 +782,7 @@ def write(path, save):
     except PermissionError as error:
         if not path.exists():
             raise
-        tell(f"warning: {path} was not replaced: {error}")  # on Windows a program may have it open
+        tell(f"warning: {path} was not replaced: {error}")  # open in a program, on Windows
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -842,7 +813,7 @@ def open_run(run, changes):
 
 
 def save_checkpoint(gan, folder):
-    """Write all that training changes to one file. Raises FloatingPointError if it diverged."""
+    """Write all that training changes to one file. Raises FloatingPointError if not finite."""
     values = [variable.numpy() for variable in gan.variables()]
     if not all(np.isfinite(value).all() for value in values):
         raise FloatingPointError(DIVERGED)
@@ -859,11 +830,8 @@ def restore(gan, folder):
         for variable, value in zip(gan.variables(), values, strict=True):
             variable.assign(value)
         gan.rows, (gan.epoch, gan.position, gan.step) = rows.tolist(), counters.tolist()
-    except FileNotFoundError:  # the run was stopped before its first one
-        return
     except Exception as error:
-        reason = "does not fit these networks or images, or is damaged"
-        raise Problem(f"{file} {reason}: {str(error)[:160]}") from None
+        raise Problem(f"{file} does not fit these networks, or is damaged: {error}") from None
 
 
 # ---- Command line ----
@@ -881,7 +849,7 @@ CHOICES = {
 }
 WHOLE = ("IMAGE_SIZE", "Z_SIZE", "CATEGORIES", "G_HIDDEN", "D_HIDDEN", "CHANNELS", "KERNEL",
          "PENALTY_EVERY", "EPOCHS", "BATCH_SIZE", "WARM_UP", "D_STEPS", "G_STEPS", "GRID")
-LIMITS = {  # least and greatest; where these are whole, only whole numbers are accepted
+LIMITS = {  # least and greatest; whole ones allow whole numbers only
     **dict.fromkeys(WHOLE, (1, 10**6)), "SEED": (0, 2**31 - 1), "PRIOR": (-1e9, 1e9),
     **dict.fromkeys(["LEARNING_RATE", "G_RATE", "GRADIENT_PENALTY"], (0.0, 1e12)),
     **dict.fromkeys(["LEAK", "SMOOTH", "BETA_1", "BETA_2", "EMA", "EARLY_STOP"], (0.0, 1.0)),
@@ -898,32 +866,32 @@ class Problem(Exception):
 
 
 def tell(message):
-    """Print a message to stderr, in one line."""
-    print("gan.py:", " ".join(str(message).split()), file=sys.stderr, flush=True)
+    """Print a message to stderr, in one line of 600 characters at most."""
+    print("gan.py:", " ".join(str(message).split())[:600], file=sys.stderr, flush=True)
 
 
 def show_progress(text):
-    """Show text in the last line of a terminal; elsewhere, as in IDLE or a file, nothing."""
+    """Show text in the last line of a terminal; elsewhere, as in IDLE, nothing."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
         print(f"{text:77}"[: os.get_terminal_size().columns - 1], end="\r", flush=True)
 
 
 def numbers(value):
-    """Return the numbers of a setting that is one number or several, as a tuple."""
+    """Return a setting that is one number or several as a tuple."""
     return value if isinstance(value, tuple) else (value,)
 
 
 def check(name, value):
-    """Return the value of a setting, a list as a tuple. Raises Problem if it cannot have it."""
+    """Return a setting's value, a list as a tuple. Raises Problem if it cannot have it."""
     value = tuple(value) if isinstance(value, list) else value
     choices, counts = CHOICES.get(name, ()), COUNTS.get(name, [1])
     low, high = LIMITS.get(name, (1, 0))  # between which there is no number
     fit = [type(each) in (int, type(low)) and low <= each <= high for each in numbers(value)]
-    path = name in PATHS and isinstance(value, str) and value
+    path = name in PATHS and isinstance(value, str) and value and "://" not in value
     # Choices are compared as they are written, since 1 == True.
     if path or repr(value) in map(repr, choices) or (all(fit) and len(fit) in counts):
         return value
-    takes = ["a path"] if name in PATHS else [str(choice) for choice in choices]
+    takes = ["a path, not an address"] if name in PATHS else [str(choice) for choice in choices]
     if name in LIMITS:
         kind = "whole number" if isinstance(low, int) else "number"
         many = f"{' or '.join(map(str, counts))} {kind}s" if name in COUNTS else f"a {kind}"
@@ -933,18 +901,16 @@ def check(name, value):
 
 def parse_setting(word):
     """Return (name, value) of NAME=value, whose value is a literal, else text. Raises Problem."""
-    name, equals, text = word.replace("\uff1d", "=").partition("=")  # as Chinese keyboards type it
+    name, equals, value = word.replace("\uff1d", "=").partition("=")  # as Chinese keyboards type it
     if name not in SETTINGS or not equals:
         if Path(word).is_dir():
             raise Problem(f'{word}: a run is chosen by --run "{word}"')
         meant = difflib.get_close_matches(name.strip("-").upper(), SETTINGS) or ["NAME"]
         form = f"a setting is written {meant[0]}=value, with no spaces around ="
         raise Problem(f'{word}: {form}, and quoted if there are any in it: "DATA=My Pictures"')
-    value = text
-    if name not in PATHS:
-        with contextlib.suppress(ValueError, SyntaxError):
-            value = ast.literal_eval(text)
-    return name, check(name, value)
+    with contextlib.suppress(ValueError, SyntaxError):
+        value = value if name in PATHS else ast.literal_eval(value)
+    return name, value
 
 
 def current_settings():
@@ -957,8 +923,6 @@ def change_settings(changes):
     changed = current_settings() | changes
     settings = {name: check(name, value) for name, value in changed.items()}
     settings["OUT"], data = os.path.expanduser(settings["OUT"]), settings["DATA"]
-    if "://" in data:
-        raise Problem(f"DATA={data}: it takes no address; download it and give its path")
     if data not in ("mnist", "digits"):  # a path, to resume from anywhere
         settings["DATA"] = os.path.abspath(os.path.expanduser(data))
     globals().update(settings)
@@ -972,7 +936,7 @@ def choose_defaults(shape):
 
 
 def describe(images, gan, folder, constants):
-    """Print what is trained on which data, and which of these constants the run has otherwise."""
+    """Print what is trained on what, and which of these constants differ from the run's."""
     count, height, width, channels = images.shape
     g_size, d_size = gan.generator.count_params(), gan.discriminator.count_params()
     rates = f"rates {LEARNING_RATE:g} (D), {LEARNING_RATE * G_RATE:g} (G)"
@@ -994,7 +958,7 @@ def describe(images, gan, folder, constants):
 
 
 def choose_strategy():
-    """Return what shares training among several machines or GPUs. Raises Problem."""
+    """Return what shares training among machines or GPUs. Raises Problem."""
     strategy = tf.distribute.get_strategy()  # one device
     if "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
@@ -1005,32 +969,31 @@ def choose_strategy():
     return strategy
 
 
-@contextlib.contextmanager
 def stoppable(gan):
-    """Have Ctrl-C, and what else politely ends a process, stop gan with a checkpoint."""
+    """Return a context in which Ctrl-C, or another polite end, stops gan with a checkpoint."""
+    handlers = contextlib.ExitStack()  # puts back those of before
 
     def stop(number, _):  # after the current iterations; a second signal ends it at once
         gan.stop = number
         handlers.close()
 
-    with contextlib.ExitStack() as handlers:  # puts back those of before
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            with contextlib.suppress(AttributeError, ValueError):  # no SIGHUP; not the main thread
-                number = getattr(signal, name)
-                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
-                    handlers.callback(signal.signal, number, signal.signal(number, stop))
-        yield
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        with contextlib.suppress(AttributeError, ValueError):  # no SIGHUP; not the main thread
+            number = getattr(signal, name)
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
+                handlers.callback(signal.signal, number, signal.signal(number, stop))
+    return handlers
 
 
 def run(resume, run_folder, changes):
     """Train a new run, or continue one; return the exit status. Raises Problem."""
     change_settings(changes)
-    constants = current_settings()  # this file's, with the words; compared with the run's below
+    constants = current_settings()  # to be compared with the run's
     folder, given = open_run(run_folder, changes) if resume else (None, [])
     images = load_images(resume)
     choose_defaults(images.shape[1:])
     gan = GAN(images, choose_strategy())
-    if resume:
+    if resume and (folder / "checkpoint.npz").exists():  # else it stopped early
         restore(gan, folder)
     if not gan.strategy.extended.should_checkpoint:  # another machine keeps the run
         scratch = tempfile.TemporaryDirectory()
@@ -1071,7 +1034,7 @@ def sample(count, run_folder, changes, category=None):
         raise Problem("--sample takes SEED, OUT and GRID only: the rest is the run's")
     change_settings(changes)
     folder, _ = open_run(run_folder, changes)
-    if category is not None and not 0 <= category < CATEGORIES > 1:
+    if category is not None and (CATEGORIES == 1 or not 0 <= category < CATEGORIES):
         has = f"categories 0 to {CATEGORIES - 1}" if CATEGORIES > 1 else "no categories"
         raise Problem(f"--category {category}: this run has {has}")
     file, version, generated = folder / "generator.keras", "?", folder / "generated"
@@ -1081,7 +1044,7 @@ def sample(count, run_folder, changes, category=None):
         generator = keras.saving.load_model(file, compile=False)
     except Exception as error:
         versions = f"it is of Keras {version}, this is {keras.__version__}"
-        raise Problem(f"{file} (of the last epoch): {versions}; {str(error)[:200]}") from None
+        raise Problem(f"{file} (of the last epoch): {versions}; {error}") from None
     generated.mkdir(exist_ok=True)
     for old in generated.glob("[0-9]" * 5 + ".png"):  # of an older call
         old.unlink()
@@ -1100,28 +1063,23 @@ def sample(count, run_folder, changes, category=None):
     return 0
 
 
-def main(words=None):
-    """Run gan.py with these words, None: its own; return the exit status: 2 bad input, 1 failed."""
-    if words is None:  # those of a notebook, where argv[0] is another script, are not ours
-        ours = Path(sys.argv[0]).name == Path(globals().get("__file__", "")).name
-        words = sys.argv[1:] if ours else []
+def main(words=()):
+    """Run gan.py with these words; return the exit status: 2 for bad input, 1 for a failure."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("settings", nargs="*")
-    parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--sample", type=int)
     parser.add_argument("--category", type=int)
     parser.add_argument("--run")
-    options, others = parser.parse_known_intermixed_args(words)
+    options, settings = parser.parse_known_args(words)
     before, policy = current_settings(), keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")  # whatever a notebook has chosen
     try:
-        if options.help:
+        if {"-h", "--help"} & {*words}:
             source = Path(__file__).read_text("utf-8")
             block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
             print(f"{__doc__}\nSettings, with their defaults:\n\n{block}")
             return 0
-        changes = dict(map(parse_setting, [*others, *options.settings]))
+        changes = dict(map(parse_setting, settings))
         if options.sample is not None:
             return sample(options.sample, options.run, changes, options.category)
         if options.category is not None:
@@ -1141,5 +1099,7 @@ def main(words=None):
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):  # not in a notebook
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
-    if status := main():
+    # The words of a notebook, where argv[0] is another script, are not ours.
+    ours = Path(sys.argv[0]).name == Path(globals().get("__file__", "")).name
+    if status := main(sys.argv[1:] if ours else []):
         sys.exit(status)

@@ -88,13 +88,15 @@ def test_the_gradient_penalty_is_the_mean_squared_slope_at_the_images(small, ima
     for floats, purpose in ((real, 0), (fake, 1)):
         for i in range(64):  # by finite differences, a pixel at a time
             step = (1e-2 * np.eye(64)[i].reshape(8, 8, 1)).astype(np.float32)
-            ends = [model.judge(floats + sign * step, 0, purpose) for sign in (1, -1)]
+            moved = [gan.augment(floats + sign * step, 0, purpose) for sign in (1, -1)]
+            ends = [model.discriminator(pixels) for pixels in moved]
             squares += np.sum(np.square((ends[0] - ends[1]) / 2e-2)) / 20
     assert losses[0] == pytest.approx(float(d_loss) + 2.0 * squares, rel=0.02)
 
 
 # Altered images ---------------------------------------------------------------------------------
 def test_augment_shifts_mirrors_and_blanks_a_square_differently_in_each_image(small):
+    small(AUGMENT=True)
     pixels = np.arange(1, 257, dtype=np.float32).reshape(16, 16)  # so each tells where it was
     images = tf.constant(np.tile(pixels[..., None], (300, 1, 1, 1)))
     altered, *others = (gan.augment(images, *words) for words in ((5, 0), (6, 0), (5, 1), (5, 0)))
@@ -130,11 +132,8 @@ def test_both_networks_and_the_average_move(small, images, settings):
 
 
 def test_an_epoch_is_a_pass_over_the_data_but_of_10000_images_at_least(small):
-    for count, size, d_steps, length in (
-        (70000, 50, 1, 1400),
-        (70000, 50, 2, 700),
-        (9, 20, 1, 500),
-    ):
+    cases = (70000, 50, 1, 1400), (70000, 50, 2, 700), (9, 20, 1, 500)
+    for count, size, d_steps, length in cases:
         small(BATCH_SIZE=size, D_STEPS=d_steps)
         images = np.broadcast_to(np.uint8(0), (count, 8, 8, 1))
         assert gan.GAN(images).epoch_iterations == length
