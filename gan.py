@@ -553,14 +553,15 @@ def epoch_pictures(folder):
 
 def save_history(folder):
     """Write training.gif: a frame for each picture of the run, or for a hundred of them."""
-    paths, frames = epoch_pictures(folder), []
+    paths, frames, times = epoch_pictures(folder), [], []
     for i in np.unique(np.linspace(0, len(paths) - 1, 100, dtype=int)):
         frame = Image.open(paths[i]).convert("RGB")
         frame = frame.reduce(math.ceil(frame.width / 600))
         frame = ImageOps.expand(frame, (0, 30, 0, 0), "white")
         ImageDraw.Draw(frame).text((6, 15), paths[i].stem, 0, FONT, "lm")
         frames.append(frame.quantize(64))
-    times = [200] * (len(frames) - 1) + [2000]  # milliseconds
+        times.append(100 if "epoch-000" in paths[i].stem else 200)  # milliseconds
+    times[-1] = 2000
     options = {"save_all": True, "append_images": frames[1:], "duration": times, "loop": 0}
     write(folder / "training.gif", lambda file: frames[0].save(file, **options))
 
@@ -804,10 +805,7 @@ def open_run(run, changes):
         files = sorted(Path(OUT).glob("*/settings.json"), key=os.path.getmtime)
     if not files:
         raise Problem(f"{os.path.abspath(run or OUT)}: no run there yet (no settings.json)")
-    try:
-        saved = json.loads(files[-1].read_text())
-    except ValueError as error:
-        raise Problem(f"{files[-1]} cannot be used: {error}") from None
+    saved = json.loads(files[-1].read_text())
     change_settings({name: saved[name] for name in SETTINGS if name in saved} | changes)
     return files[-1].parent, saved.get("given", [])
 

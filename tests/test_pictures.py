@@ -67,7 +67,7 @@ def test_the_movie_has_a_hundred_small_titled_frames_at_most_with_the_last_one(s
         Image.new("L", (900, 450), i).save(tmp_path / f"epoch-{i:03}.png")
     gan.save_history(tmp_path)
     with Image.open(tmp_path / "training.gif") as movie:
-        assert movie.n_frames == 100 and movie.size == (450, 255)
+        assert (movie.n_frames, movie.size, movie.info["duration"]) == (100, (450, 255), 100)
         first = movie.convert("L")
         movie.seek(99)
         last = movie.convert("L")

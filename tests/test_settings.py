@@ -60,7 +60,6 @@ def test_values_are_taken_as_they_are_written(small, words, value):
     "words, told",
     [
         ("EPOCHS=two", "EPOCHS='two': it must be a whole number from 1 to 1,000,000"),
-        ("EPOCHS=2.0", "EPOCHS=2.0: it must be a whole number"),
         ("EPOCHS=open('made', 'w')", "it must be a whole number"),
         ("AUGMENT=1", "AUGMENT=1: it must be True or False"),
         ("LEARNING_RATE=nan", "LEARNING_RATE='nan': it must be None or a number from 0 to"),
