@@ -41,7 +41,7 @@ os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for a 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
 if __name__ == "__main__" and sys.stdout and sys.stdout.isatty():
     print("loading TensorFlow ...", flush=True)
-if sys.__stderr__:  # TensorFlow's remarks while it loads, as on missing GPUs, are not shown
+if sys.__stderr__:  # TensorFlow's remarks while it loads, such as on missing GPUs, are not shown
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
@@ -66,18 +66,19 @@ keras.config.set_image_data_format("channels_last")
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
 IMAGE_SIZE = 64           # for a folder of pictures: pixels, or width,height
-AUGMENT = False           # for few photos: D sees them mirrored, moved, blanked
+AUGMENT = False           # for few photos: D sees all mirrored, moved, part blank
 SEED = 0                  # same seed, same run (on a CPU)
-# Networks (None: chosen by MODEL)
+# Networks
 MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
 Z_SIZE = None             # length of the noise z; None: 14, for a dcgan 64
 CATEGORIES = None         # discrete latent categories that G learns by itself;
                           # 1: off; None: 28, for a dcgan 1
-PRIOR = "sphere"          # of z: "normal", "sphere" (of one length), low,high
+PRIOR = "sphere"          # of z: "normal"; "sphere": that, of one length; or
+                          # low,high: uniform between them
 G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # the same for D; more of both: sharper, slower
-CHANNELS = None           # dcgan: filters next to the image, of G,D, doubled at
-                          # each stage; None: 56,32, above 32 pixels 28,32
+CHANNELS = None           # dcgan: filters of G,D at full size, doubled at each
+                          # smaller stage; None: 56,32, above 32 pixels 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
 SKIPS = True              # dcgan: G has leaky ReLU, z scales its filters, each
                           # stage adds a small picture; False: as in the paper
@@ -92,7 +93,7 @@ GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
                           # None: 0.05, for a dcgan above 32 pixels 0.2
 PENALTY_EVERY = 8         # it acts in every 8th iteration, 8 times as strong
 # Training
-EPOCHS = 19               # passes over the data, of 10,000 images at least
+EPOCHS = 19               # passes over the data, repeated up to 10,000 images
 BATCH_SIZE = None         # images a step; None: 100; dcgan: 50, above 32 px 25
 LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
@@ -117,7 +118,7 @@ def noise_size():
 
 
 def stages(shape, channels):
-    """Return the shapes (H, W, C) of a dcgan's stages: the image's, then halved, to 7 or fewer."""
+    """Return the shapes (H, W, C) of a dcgan: the image, then each half as large, to 7 or fewer."""
     shapes = [shape]
     while min(shape[:2]) > 7:  # halve the sides, rounded up
         shape = math.ceil(shape[0] / 2), math.ceil(shape[1] / 2), channels
@@ -140,9 +141,10 @@ def build_generator(shape):
     z = noise[:, :Z_SIZE]
     if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
         z = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(z))
-    if CATEGORIES > 1:  # the largest score becomes 3, others 0 (arXiv:2006.04596)
+    if CATEGORIES > 1:  # so G need not draw what lies between two kinds (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
-        # Not by argmax, which converts to neither TFLite nor ONNX.
+        # The largest becomes 3, which is learned faster than 1, the others 0; not by argmax,
+        # for which Keras uses operations that convert to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         z = layers.Concatenate()([z, 3.0 * keras.ops.cast(category, "float32")])
     x = z
@@ -154,7 +156,7 @@ def build_generator(shape):
         for height, width, channels in reversed(larger):
             x = activate(x, "leaky_relu" if SKIPS else "relu", BATCH_NORM)
             if SKIPS:  # both start at zero, so that they have no effect at first
-                # Self-modulation (arXiv:1810.01365): z, of length 1, turns filters up or down.
+                # Self-modulation (arXiv:1810.01365): z turns filters up or down, gently.
                 gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)
                 x = x * (1.0 + layers.Reshape((1, 1, -1))(gain) / math.sqrt(Z_SIZE))
                 # Output skips (arXiv:1912.04958): each stage adds to the image, enlarged.
@@ -174,7 +176,7 @@ def build_generator(shape):
 def build_discriminator(shape):
     """Return the discriminator: images [n, *shape] -> logits [n, 1], above 0 for "real"."""
     x = images = keras.Input(shape)
-    normalize = BATCH_NORM is True
+    normalize = BATCH_NORM is True  # not if it is "G"
     if MODEL == "dcgan":  # each stage halves the sides
         for i, (_, _, channels) in enumerate(stages(shape, numbers(CHANNELS)[-1])[1:]):
             x = layers.Conv2D(channels, KERNEL, 2, "same", kernel_initializer="he_normal")(x)
@@ -232,16 +234,16 @@ def augment(images, key, purpose):
     height, width = images.shape[1:3]
     seed = tf.random.fold_in(tf.stack([SEED, tf.cast(key, tf.int64)]), purpose)
     draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed)
-    down, right, mirror, top, left = tf.unstack(draws)  # [n, 1] each, in 0..1
+    down, right, mirror, y, x = tf.unstack(draws)  # [n, 1] each, in 0..1
+    # Shifted by up to an eighth of the image, whose edge is repeated outside it.
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
-    # Outside the image its edge is repeated.
     images = tf.gather(images, tf.clip_by_value(rows, 0, height - 1), axis=1, batch_dims=1)
     images = tf.gather(images, tf.clip_by_value(columns, 0, width - 1), axis=2, batch_dims=1)
-    # The blank, in middle grey, is half as high and wide.
-    in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - top) < 0.25  # [n, H]
-    in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - left) < 0.25
+    # The blank, in middle grey, is half as high and wide, its middle at y, x.
+    in_rows = tf.abs(tf.range(height, dtype=tf.float32) / height - y) < 0.25  # [n, H]
+    in_columns = tf.abs(tf.range(width, dtype=tf.float32) / width - x) < 0.25
     blank = in_rows[:, :, None, None] & in_columns[:, None, :, None]
     return tf.where(blank, to_floats(127.5), images)
 
@@ -295,13 +297,13 @@ class GAN:
 
     def variables(self):
         """Return all variables that training changes, for a checkpoint."""
-        # The average first: resumed with EMA=0 it is the generator, whose own weights then win.
+        # The average first: with EMA=0 it is the generator itself, whose own weights must win.
         parts = self.average, self.generator, self.discriminator, self.g_optimizer, self.d_optimizer
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, images_used):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
-        # step and images_used count the iterations and the images before this call.
+        # step and images_used count what was done before: both, as BATCH_SIZE may change.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -310,7 +312,7 @@ class GAN:
             rate = tf.cast(rate, tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
-            # Two calls: TensorFlow compiles train_step both with the penalty and without it.
+            # Two calls, as TensorFlow compiles train_step with the penalty and without it.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
                 self.step_everywhere(batches[i], step + i, True)
             else:
@@ -341,13 +343,13 @@ class GAN:
             with tf.GradientTape() as g_tape:  # for G's update below
                 fake = self.generator(draw_noise(size, key), training=True)
             with tf.GradientTape() as d_tape:
-                with tf.GradientTape() as slope_tape:  # inside d_tape: D learns from its slopes
+                with tf.GradientTape() as slope_tape:  # inside d_tape, for the penalty below
                     slope_tape.watch([real, fake])
                     # Two passes, so that batch normalisation never mixes real images with fakes.
                     real_logits = self.discriminator(augment(real, key, REAL), training=True)
                     fake_logits = self.discriminator(augment(fake, key, FAKE), training=True)
                 d_loss = discriminator_loss(real_logits, fake_logits)
-                penalty = 0.0  # on D's slopes at the images; keeps D smooth (arXiv:1801.04406)
+                penalty = 0.0  # on how steep D's logits are at the images (arXiv:1801.04406)
                 if with_penalty:  # it doubles D's work, so it comes rarely, and is heavier
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
                     weight = PENALTY_EVERY * GRADIENT_PENALTY / 2  # half, as in the paper
@@ -379,7 +381,7 @@ class GAN:
 
 # ---- Training ----
 open_board = functools.cache(tf.summary.create_file_writer)  # one file for all epochs of a run
-SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})  # draws curves
+SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})  # for TensorBoard
 EARLY = 50, 100, 300  # iterations of the first epoch that leave a picture
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
 DIVERGED = "training diverged: its numbers are no longer finite"
@@ -393,7 +395,7 @@ OVERPOWERED = "   ! D spots nearly all fakes: if G gets no better, raise GRADIEN
 
 def train(gan, images, folder):
     """Train to the end of EPOCHS; return False if a signal stopped it."""
-    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0  # 0: copies of one
+    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0  # 0 if all are one
     some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
     write(folder / "real.png", tile(images[some], GRID).save)
     table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
@@ -455,7 +457,7 @@ def train_epoch(gan, images, folder):
             raise FloatingPointError(DIVERGED)
         gan.step += n
         gan.position += n * stride
-        if gan.epoch == 0 and gan.step in EARLY and n < left:
+        if gan.epoch == 0 and gan.step in EARLY and n < left:  # the last has an epoch's picture
             save_picture(gan, folder, f"epoch-000-{gan.step:05}.png")
         show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} {gan.position / length:4.0%}")
     return True
@@ -547,7 +549,7 @@ def picture_categories(generator):
 
 def epoch_pictures(folder):
     """Return the paths of a run's pictures, in the order of training."""
-    paths = folder.glob("epoch-*.png")  # epoch-000-00050 is the first epoch's 50th iteration
+    paths = folder.glob("epoch-*.png")  # by length, then name: epoch-1000 follows epoch-999
     return sorted(paths, key=lambda path: (len(path.stem.split("-")[1]), path.stem))
 
 
@@ -653,7 +655,7 @@ def find_mnist():
 
 
 def draw_digits(count):
-    """Return count digits drawn in a font, uint8 [count, 28, 28, 1]: a function of SEED."""
+    """Return count digits drawn in a font, uint8 [count, 28, 28, 1], the same for one SEED."""
     random, font, glyphs = np.random.default_rng(SEED), ImageFont.load_default(108), []
     for i in range(50):  # five of each digit, from thin to thick
         glyphs.append(Image.new("L", (144, 144)))
@@ -757,10 +759,10 @@ def read_picture(file):
         with Image.open(file) as opened:
             if opened.format == "EPS":  # PostScript, for which Pillow runs a program
                 return b""
-            # A large JPEG is decoded at part size, but not at this one, which would be jagged.
+            # A large JPEG is decoded at part size, but not at just the wanted one: jagged.
             opened.draft("RGB", (2 * size[0], 2 * size[1]))
             picture = ImageOps.exif_transpose(opened)
-        if picture.mode[0] in "IF":  # wide numbers, which Pillow would clip
+        if picture.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip
             picture = Image.fromarray(as_images(np.asarray(picture)[np.newaxis])[0, ..., 0])
         if picture.has_transparency_data:
             picture = ImageOps.fit(picture.convert("RGBA"), size)
@@ -798,7 +800,7 @@ def make_folder():
 
 
 def open_run(run, changes):
-    """Take a run's settings, except changes; return (folder, "given" as words). Raises Problem."""
+    """Take a run's settings and these changes; return (folder, first constants). Raises Problem."""
     if run:
         files = [*Path(OUT, run).glob("settings.json"), *Path(run).glob("settings.json")]
     else:
@@ -807,7 +809,7 @@ def open_run(run, changes):
         raise Problem(f"{os.path.abspath(run or OUT)}: no run there yet (no settings.json)")
     saved = json.loads(files[-1].read_text())
     change_settings({name: saved[name] for name in SETTINGS if name in saved} | changes)
-    return files[-1].parent, saved.get("given", [])
+    return files[-1].parent, {n: check(n, v) for n, v in saved.get("constants", {}).items()}
 
 
 def save_checkpoint(gan, folder):
@@ -828,8 +830,8 @@ def restore(gan, folder):
         for variable, value in zip(gan.variables(), values, strict=True):
             variable.assign(value)
         gan.rows, (gan.epoch, gan.position, gan.step) = rows.tolist(), counters.tolist()
-    except Exception as error:
-        raise Problem(f"{file} does not fit these networks, or is damaged: {error}") from None
+    except Exception:
+        raise Problem(f"{file} does not fit these networks, or is damaged") from None
 
 
 # ---- Command line ----
@@ -847,7 +849,7 @@ CHOICES = {
 }
 WHOLE = ("IMAGE_SIZE", "Z_SIZE", "CATEGORIES", "G_HIDDEN", "D_HIDDEN", "CHANNELS", "KERNEL",
          "PENALTY_EVERY", "EPOCHS", "BATCH_SIZE", "WARM_UP", "D_STEPS", "G_STEPS", "GRID")
-LIMITS = {  # least and greatest; whole ones allow whole numbers only
+LIMITS = {  # least and greatest; where these are whole, numbers must be
     **dict.fromkeys(WHOLE, (1, 10**6)), "SEED": (0, 2**31 - 1), "PRIOR": (-1e9, 1e9),
     **dict.fromkeys(["LEARNING_RATE", "G_RATE", "GRADIENT_PENALTY"], (0.0, 1e12)),
     **dict.fromkeys(["LEAK", "SMOOTH", "BETA_1", "BETA_2", "EMA", "EARLY_STOP"], (0.0, 1.0)),
@@ -933,8 +935,8 @@ def choose_defaults(shape):
     globals().update(chosen)
 
 
-def describe(images, gan, folder, constants):
-    """Print what is trained on what, and which of these constants differ from the run's."""
+def describe(images, gan, folder, edited):
+    """Print what is trained on what, and which edited constants differ from the run's settings."""
     count, height, width, channels = images.shape
     g_size, d_size = gan.generator.count_params(), gan.discriminator.count_params()
     rates = f"rates {LEARNING_RATE:g} (D), {LEARNING_RATE * G_RATE:g} (G)"
@@ -948,28 +950,29 @@ def describe(images, gan, folder, constants):
         print("note      an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
     elif channels == 3 and count < 2000 and not AUGMENT:
         print("note      D may memorise so few images; better: AUGMENT=True")
-    differ = {name: each for name, each in constants.items() if each not in (None, globals()[name])}
+    differ = {name: each for name, each in edited.items() if each not in (None, globals()[name])}
     words = [f"{name}={','.join(map(str, numbers(each)))}" for name, each in differ.items()]
     if words:
-        print(f"note      gan.py's constants differ: --resume {' '.join(words)}")
+        print(f"note      constants were edited; to use them here: --resume {' '.join(words)}")
     print(f"run       {folder}: open its index.html in a browser\n")
 
 
 def choose_strategy():
-    """Return what shares training among machines or GPUs. Raises Problem."""
+    """Return what shares training among machines or GPUs; make BATCH_SIZE a multiple of them."""
+    global BATCH_SIZE
     strategy = tf.distribute.get_strategy()  # one device
     if "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     elif len(tf.config.list_physical_devices("GPU")) > 1:
         strategy = tf.distribute.MirroredStrategy()
-    if BATCH_SIZE % (count := strategy.num_replicas_in_sync):
-        raise Problem(f"BATCH_SIZE={BATCH_SIZE}: it must be a multiple of the {count} devices")
+    devices = strategy.num_replicas_in_sync
+    BATCH_SIZE = math.ceil(BATCH_SIZE / devices) * devices
     return strategy
 
 
 def stoppable(gan):
     """Return a context in which Ctrl-C, or another polite end, stops gan with a checkpoint."""
-    handlers = contextlib.ExitStack()  # puts back those of before
+    handlers = contextlib.ExitStack()  # puts back the old ones
 
     def stop(number, _):  # after the current iterations; a second signal ends it at once
         gan.stop = number
@@ -985,9 +988,9 @@ def stoppable(gan):
 
 def run(resume, run_folder, changes):
     """Train a new run, or continue one; return the exit status. Raises Problem."""
+    constants = current_settings()
     change_settings(changes)
-    constants = current_settings()  # to be compared with the run's
-    folder, given = open_run(run_folder, changes) if resume else (None, [])
+    folder, then = open_run(run_folder, changes) if resume else (None, constants)
     images = load_images(resume)
     choose_defaults(images.shape[1:])
     gan = GAN(images, choose_strategy())
@@ -997,10 +1000,10 @@ def run(resume, run_folder, changes):
         scratch = tempfile.TemporaryDirectory()
         folder, sys.stdout = Path(scratch.name), open(os.devnull, "w")  # noqa: SIM115
     folder = folder or make_folder()
-    given = sorted({*given, *changes})  # the names of settings that words changed
-    text = json.dumps(current_settings() | {"given": given}, indent=1)
+    text = json.dumps(current_settings() | {"constants": then}, indent=1)
     write(folder / "settings.json", lambda file: file.write_text(text))
-    describe(images, gan, folder, {n: constants[n] for n in SETTINGS if resume and n not in given})
+    edited = {n: v for n, v in constants.items() if v != then.get(n, v)}
+    describe(images, gan, folder, edited)
     script = os.path.abspath(globals().get("__file__", "gan.py"))  # a notebook's cell has no file
     script = "gan.py" if script == os.path.abspath("gan.py") else f'"{script}"'
     command = f'python {script} --resume --run "{folder}"'

@@ -135,8 +135,8 @@ def test_a_run_leaves_pictures_numbers_networks_settings_and_a_checkpoint(finish
     for name in pictures:
         Image.open(folder / name).load()
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings.pop("given") == sorted([*TINY, "DATA", "CATEGORIES"])
-    assert list(settings) == gan.SETTINGS and settings["Z_SIZE"] == TINY["Z_SIZE"]
+    assert list(settings.pop("constants")) == list(settings) == gan.SETTINGS
+    assert settings["Z_SIZE"] == TINY["Z_SIZE"]
     assert Path(settings["DATA"]) == folder.parent.parent / "dots.npy"
     assert [float(row["epoch"]) for row in rows(folder)] == [1, 2]
     assert all(np.isfinite(array).all() for array in checkpoint(folder))
@@ -168,7 +168,7 @@ def test_without_network_drawn_digits_are_trained_on_and_an_mnist_run_is_not_res
     status, out, err = main(**TINY)
     assert status == 0 and err == ""
     assert "DRAWN DIGITS" in out and "http://127.0.0.1:9/" in out and str(cache) in out
-    assert "constants differ" not in out
+    assert "edited" not in out
     (tmp_path / "digits").mkdir()  # which is not what the run was trained on
     status, out, _ = main("--run", "digits-001")
     assert status == 0 and "the drawn digits, not the ones here: DATA=./digits" in out
@@ -286,15 +286,15 @@ def test_constants_edited_since_a_run_began_are_named_with_the_words_that_change
 ):
     monkeypatch.setattr(gan, "EPOCHS", 1)  # as edited at the top of the script
     status, out, _ = main(DATA=data, **{k: v for k, v in LONGER.items() if k != "EPOCHS"})
-    assert status == 0 and "differ" not in out
-    monkeypatch.setattr(gan, "EPOCHS", 2)
-    monkeypatch.setattr(gan, "PRIOR", (-1, 1))
+    assert status == 0 and "edited" not in out
+    for name, value in (("EPOCHS", 2), ("PRIOR", (-1, 1)), ("GRID", 4)):
+        monkeypatch.setattr(gan, name, value)
     status, out, _ = main("--resume")
     assert status == 0 and "1 epochs are done" in out
-    words = shlex.split(re.search("constants differ: (.*)", out)[1])
-    assert words == ["--resume", "EPOCHS=2", "PRIOR=-1,1"]  # none of those given as words
+    words = shlex.split(re.search("constants were edited; to use them here: (.*)", out)[1])
+    assert set(words) == {"--resume", "EPOCHS=2", "PRIOR=-1,1", "GRID=4"}  # no words of before
     status, out, _ = main(*words)
-    assert status == 0 and " 2/2" in out and "differ" not in out
+    assert status == 0 and " 2/2" in out and "edited" not in out
 
 
 def test_early_stop_ends_a_run_which_goes_on_by_the_command_that_it_prints(main, data):
