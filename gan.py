@@ -943,7 +943,7 @@ def describe(images, gan, folder, edited):
     print(f"data      {Path(DATA).stem}: {count:,} images of {width} x {height} x {channels}")
     print(f"networks  G {g_size:,} weights, D {d_size:,}; replicas: {gan.replicas}")
     print(f"noise     {Z_SIZE} numbers, {CATEGORIES if CATEGORIES > 1 else 'no'} categories")
-    print(f"training  {EPOCHS} epochs of {gan.epoch_iterations:,} iterations; {rates}")
+    print(f"epochs    {EPOCHS}, of {gan.epoch_iterations:,} iterations; {rates}")
     if gan.step and gan.epoch < EPOCHS:
         print(f"resumed   at epoch {gan.epoch + 1}, iteration {gan.step + 1:,}")
     if channels == 3 and MODEL == "mlp":
@@ -1025,7 +1025,7 @@ def run(resume, run_folder, changes):
         print(f"\nStopped; nothing is lost. To continue:\n    {command}")
         return 128 + gan.stop
     more = f"EPOCHS={2 * gan.epoch}" if gan.epoch >= EPOCHS else "EARLY_STOP=None"
-    print(f"\n{gan.epoch} epochs are done: see {folder}. To train longer:\n    {command} {more}")
+    print(f"\nEpochs done: {gan.epoch}. See {folder}. To train longer:\n    {command} {more}")
     return 0
 
 

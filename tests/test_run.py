@@ -115,13 +115,13 @@ def test_a_run_prints_what_it_trains_and_a_row_for_each_epoch(finished):
         "data      dots: 100 images of 8 x 8 x 1",
         "networks  G 1,232 weights, D 1,057; replicas: 1",
         "noise     8 numbers, no categories",
-        "training  2 epochs of 100 iterations; rates 0.004 (D), 0.008 (G)",
+        "epochs    2, of 100 iterations; rates 0.004 (D), 0.008 (G)",
         "run       samples/dots-001: open its index.html in a browser",
     ]
     table = [line.split() for line in lines if re.match(r" +\d+/", line)]
     assert [row[0] for row in table] == ["1/2", "2/2"]
     assert {len(row) for row in table} == {len(re.split("  +", gan.HEADER.strip()))}
-    assert re.search(r"2 epochs are done: see samples.dots-001", out)
+    assert re.search(r"Epochs done: 2. See samples.dots-001", out)
     assert printed_command(last)[1:] == ["--run", str(Path("samples", "dots-001")), "EPOCHS=4"]
 
 
@@ -277,7 +277,7 @@ def test_a_finished_run_goes_on_exactly_by_the_command_that_it_prints(main, data
     assert status == 0 and err == "" and " 2/2" in out and " 1/2" not in out
     assert_equal_runs(tmp_path / "whole" / "dots-001", tmp_path / "o&(x) $HOME" / "dots-001")
     status, out, _ = main("--run", "dots-001", OUT="whole")  # in OUT, and without --resume
-    assert status == 0 and "2 epochs are done" in out
+    assert status == 0 and "Epochs done: 2" in out
     assert printed_command(out)[-2:] == [str(Path("whole", "dots-001")), "EPOCHS=4"]
 
 
@@ -290,7 +290,7 @@ def test_constants_edited_since_a_run_began_are_named_with_the_words_that_change
     for name, value in (("EPOCHS", 2), ("PRIOR", (-1, 1)), ("GRID", 4)):
         monkeypatch.setattr(gan, name, value)
     status, out, _ = main("--resume")
-    assert status == 0 and "1 epochs are done" in out
+    assert status == 0 and "Epochs done: 1" in out
     words = shlex.split(re.search("constants were edited; to use them here: (.*)", out)[1])
     assert set(words) == {"--resume", "EPOCHS=2", "PRIOR=-1,1", "GRID=4"}  # no words of before
     status, out, _ = main(*words)
