@@ -920,8 +920,7 @@ def current_settings():
 
 def change_settings(changes):
     """Set all settings, with these changes. Raises Problem for a bad one."""
-    changed = current_settings() | changes
-    settings = {name: check(name, value) for name, value in changed.items()}
+    settings = {n: check(n, v) for n, v in (current_settings() | changes).items()}
     settings["OUT"], data = os.path.expanduser(settings["OUT"]), settings["DATA"]
     if data not in ("mnist", "digits"):  # a path, to resume from anywhere
         settings["DATA"] = os.path.abspath(os.path.expanduser(data))
