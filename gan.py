@@ -66,7 +66,7 @@ keras.config.set_image_data_format("channels_last")
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
 IMAGE_SIZE = 64           # for a folder of pictures: pixels, or width,height
-AUGMENT = False           # for few photos: D sees all mirrored, moved, part blank
+AUGMENT = False           # for few photos: D sees them mirrored, moved, blanked
 SEED = 0                  # same seed, same run (on a CPU)
 # Networks
 MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
@@ -80,8 +80,8 @@ D_HIDDEN = 768            # the same for D; more of both: sharper, slower
 CHANNELS = None           # dcgan: filters of G,D at full size, doubled at each
                           # smaller stage; None: 56,32, above 32 pixels 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = True              # dcgan: G has leaky ReLU, z scales its filters, each
-                          # stage adds a small picture; False: as in the paper
+SKIPS = True              # dcgan: z scales G's filters, and each stage adds its
+                          # own small picture; False: the G of the paper
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -153,8 +153,10 @@ def build_generator(shape):
         x = layers.Dense(math.prod(smallest), kernel_initializer="he_normal")(x)
         x = layers.Reshape(smallest)(x)
         picture = 0.0
+        # Leaky ReLU is better for large images, but lets D win at once on small ones.
+        activation = "leaky_relu" if SKIPS and max(shape[:2]) > 32 else "relu"
         for height, width, channels in reversed(larger):
-            x = activate(x, "leaky_relu" if SKIPS else "relu", BATCH_NORM)
+            x = activate(x, activation, BATCH_NORM)
             if SKIPS:  # both start at zero, so that they have no effect at first
                 # Self-modulation (arXiv:1810.01365): z turns filters up or down, gently.
                 gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)

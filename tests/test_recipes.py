@@ -52,7 +52,7 @@ def test_a_dcgan_is_built_of_strided_convolutions_alone_for_images_of_any_size(s
 def test_a_dcgan_with_skips_begins_as_one_without_them(small):
     noise, fakes = np.random.default_rng(0).normal(size=(5, 8)), []
     for skips in (True, False):
-        small(MODEL="dcgan", CHANNELS=4, SKIPS=skips, LEAK=0)
+        small(MODEL="dcgan", CHANNELS=4, SKIPS=skips, LEAK=0)  # as ReLU
         fakes.append(gan.GAN(np.zeros((9, 33, 50, 3), np.uint8)).generator(noise).numpy())
     assert np.array_equal(*fakes)
 
