@@ -138,7 +138,7 @@ def test_a_start_that_is_interrupted_gets_one_line(main, data, monkeypatch):
 def test_a_run_of_another_version_with_other_settings_goes_on(main, finished, monkeypatch):
     file = finished / "settings.json"
     saved = json.loads(file.read_text())
-    del saved["SMOOTH"], saved["given"]
+    del saved["SMOOTH"], saved["constants"]
     file.write_text(json.dumps(saved | {"PRECISION": "float32"}))
     monkeypatch.setattr(gan, "SMOOTH", 0.25)
     status, out, err = main("--resume", EPOCHS=3)
