@@ -714,7 +714,7 @@ def as_images(array):
 
 
 def read_folder(folder):
-    """Return the pictures below folder, cropped to IMAGE_SIZE, from a cache, or its IDX file."""
+    """Return a folder's pictures, cropped to IMAGE_SIZE, or its IDX file's. Raises Problem."""
     names = sorted(glob.glob("**", root_dir=folder, recursive=True))
     paths = [folder / name for name in names if os.path.exists(folder / name)]  # no broken links
     # The pictures of runs are no data, unless there are no others.
