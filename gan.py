@@ -1,8 +1,8 @@
 """A generative adversarial network (GAN) in one script (arXiv:1406.2661).
 
-The generator (G) turns noise into images. The discriminator (D) looks at an
-image and says whether it is real (1) or fake (0). Each is trained against the
-other, in turns, until the fakes look real.
+The generator (G) turns noise into images. The discriminator (D) says whether
+an image is real (1) or fake (0). They are trained against each other, in turns,
+until the fakes look real.
 
     python gan.py                       train on MNIST: see samples/mnist-001
     python gan.py EPOCHS=5 BETA_1=0.5   the same with other settings
@@ -10,15 +10,14 @@ other, in turns, until the fakes look real.
     python gan.py --sample 1000         save 1,000 new images of the newest run
     python gan.py --sample 9 --category 7    images of category 7 alone
     python gan.py --run FOLDER          continue that run, or --sample it
-    python gan.py --help                show all settings
+    python gan.py --help                show this, and all settings
 """
 
-# ruff: noqa: BLE001 - damaged files raise nearly anything
+# ruff: noqa: BLE001 - damaged files raise anything
 import argparse
 import ast
 import contextlib
 import difflib
-import functools
 import glob
 import gzip
 import hashlib
@@ -38,10 +37,10 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal errors only
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for a second run
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
+os.environ["KERAS_BACKEND"] = "tensorflow"
 if __name__ == "__main__" and sys.stdout and sys.stdout.isatty():
     print("loading TensorFlow ...", flush=True)
-if sys.__stderr__:  # TensorFlow's remarks while it loads, such as on missing GPUs, are not shown
+if sys.__stderr__:  # hides TensorFlow's remarks while it loads
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 try:
@@ -58,49 +57,42 @@ finally:
 if sys.version_info < (3, 10) or tuple(map(int, tf.__version__.split(".")[:2])) < (2, 18):
     this = f"this is Python {sys.version.split()[0]} with TensorFlow {tf.__version__}"
     sys.exit(f"gan.py needs Python 3.10 and TensorFlow 2.18, or later; {this}")
-keras.config.set_floatx("float32")  # overrides keras.json, too
-keras.config.set_image_data_format("channels_last")
 
-# ---- Settings: change them here, or for one run as in python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
+# ---- Settings: edit them here, or for one run: python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
 # fmt: off
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
-IMAGE_SIZE = 64           # for a folder of pictures: pixels, or width,height
+IMAGE_SIZE = 64           # of a folder's pictures: pixels, or width,height
 AUGMENT = False           # for few photos: D sees them mirrored, moved, blanked
 SEED = 0                  # same seed, same run (on a CPU)
 # Networks
 MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
-Z_SIZE = None             # length of the noise z; None: 14, for a dcgan 64
-CATEGORIES = None         # discrete latent categories that G learns by itself;
-                          # 1: off; None: 28, for a dcgan 1
-PRIOR = "sphere"          # of z: "normal"; "sphere": that, of one length; or
-                          # low,high: uniform between them
+Z_SIZE = None             # length of the noise z; None: 14, dcgan: 64
+CATEGORIES = None         # latent categories that G learns by itself; 1: off; None: 28, dcgan: 1
+PRIOR = "sphere"          # of z: "normal", "sphere" (that, of one length), or uniform in low,high
 G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
-D_HIDDEN = 768            # the same for D; more of both: sharper, slower
-CHANNELS = None           # dcgan: filters of G,D at full size, doubled at each
-                          # smaller stage; None: 56,32, above 32 pixels 28,32
+D_HIDDEN = 768            # more of both: sharper, slower
+CHANNELS = None           # dcgan: filters of G,D, doubled at each stage; None: 56,32 (28,32)
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = True              # dcgan: z scales G's filters, and each stage adds its
-                          # own small picture; False: the G of the paper
+SKIPS = True              # dcgan: z scales G's filters, each stage adds a picture
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
-BATCH_NORM = False        # in hidden layers: True, "G" (in G only) or False
+BATCH_NORM = False        # in hidden layers: True, "G" (only there) or False
 # Losses
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
-GRADIENT_PENALTY = None   # R1 + R2 penalty; more: steadier, blurrier; 0: off;
-                          # None: 0.05, for a dcgan above 32 pixels 0.2
-PENALTY_EVERY = 8         # it acts in every 8th iteration, 8 times as strong
+GRADIENT_PENALTY = None   # R1 + R2; more: steadier, blurrier; None: 0.05; dcgan above 32 px: 0.2
+PENALTY_EVERY = 8         # it acts in each 8th iteration, 8 times as strong
 # Training
 EPOCHS = 19               # passes over the data, repeated up to 10,000 images
 BATCH_SIZE = None         # images a step; None: 100; dcgan: 50, above 32 px 25
 LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
-WARM_UP = None            # iterations of rising rates; None: 1, for a dcgan 300
+WARM_UP = None            # iterations of rising rates; None: 1, dcgan: 300
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient
-BETA_2 = None             # Adam's, of its square; None: 0.99, for a dcgan 0.9
+BETA_2 = None             # Adam's, of its square; None: 0.99, dcgan: 0.9
 D_STEPS = 1               # updates of D per iteration
 G_STEPS = 1               # updates of G per iteration
 EMA = 0.999               # decay of the average of G's weights; 0: off
@@ -128,7 +120,7 @@ def stages(shape, channels):
 
 
 def activate(x, activation, normalize):
-    """Return x, the output of a hidden layer, normalized if wanted, then activated."""
+    """Return a hidden layer's output x normalized, if wanted, and activated."""
     if normalize:
         x = layers.BatchNormalization(momentum=0.8, synchronized=tf.distribute.has_strategy())(x)
     leaky = activation == "leaky_relu"
@@ -139,12 +131,12 @@ def build_generator(shape):
     """Return the generator: noise [n, noise_size()] -> images [n, *shape] in OUTPUT's range."""
     noise = keras.Input((noise_size(),))
     z = noise[:, :Z_SIZE]
-    if PRIOR == "sphere":  # in here, so that the saved generator takes plain normal noise
+    if PRIOR == "sphere":  # here, so that the saved generator takes normal noise
         z = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(z))
     if CATEGORIES > 1:  # so G need not draw what lies between two kinds (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
-        # The largest becomes 3, which is learned faster than 1, the others 0; not by argmax,
-        # for which Keras uses operations that convert to neither TFLite nor ONNX.
+        # The largest becomes 3 (learned faster than 1), the others 0; not by argmax, which
+        # converts to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         z = layers.Concatenate()([z, 3.0 * keras.ops.cast(category, "float32")])
     x = z
@@ -153,11 +145,11 @@ def build_generator(shape):
         x = layers.Dense(math.prod(smallest), kernel_initializer="he_normal")(x)
         x = layers.Reshape(smallest)(x)
         picture = 0.0
-        # Leaky ReLU is better for large images, but lets D win at once on small ones.
+        # Leaky ReLU is better for large images; with small ones it lets D win at once.
         activation = "leaky_relu" if SKIPS and max(shape[:2]) > 32 else "relu"
         for height, width, channels in reversed(larger):
             x = activate(x, activation, BATCH_NORM)
-            if SKIPS:  # both start at zero, so that they have no effect at first
+            if SKIPS:  # both start at zero, without effect
                 # Self-modulation (arXiv:1810.01365): z turns filters up or down, gently.
                 gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)
                 x = x * (1.0 + layers.Reshape((1, 1, -1))(gain) / math.sqrt(Z_SIZE))
@@ -191,8 +183,8 @@ def build_discriminator(shape):
 
 
 # ---- The GAN ----
-EPOCH_IMAGES = 10_000  # at least: one pass over a few photographs would teach nothing
-EMA_EVERY = 10  # iterations, as averaging takes a tenth of an iteration's time
+EPOCH_IMAGES = 10_000  # at least: a pass over a few photographs would teach nothing
+EMA_EVERY = 10  # iterations, as averaging takes time
 METRICS = "d_loss", "g_loss", "D(x)", "D(G(z))", "D accuracy"
 REAL, FAKE, FAKE_FOR_G = range(3)  # augment alters each in its own way
 
@@ -204,7 +196,7 @@ def cross_entropy(label, logits):
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """Return D's loss: it wants to call real images real (1) and fake ones fake (0)."""
+    """Return D's loss: it wants to call the real real (1), the fake fake (0)."""
     return cross_entropy(1.0 - SMOOTH, real_logits) + cross_entropy(0.0, fake_logits)
 
 
@@ -255,11 +247,8 @@ class FusedAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         """Move the variable by its gradient, both of one shape."""
-        try:
-            index = self._get_variable_index(variable)
-            mean, square = self._momentums[index].value, self._velocities[index].value
-        except AttributeError:  # a later Keras may call them otherwise
-            return super().update_step(gradient, variable, learning_rate)
+        index = self._get_variable_index(variable)
+        mean, square = self._momentums[index].value, self._velocities[index].value
         step = tf.cast(self.iterations + 1, tf.float32)
         arrays = {"var": variable.handle, "m": mean.handle, "v": square.handle, "grad": gradient}
         rates = {"lr": learning_rate, "beta1": self.beta_1, "beta2": self.beta_2, "epsilon": 1e-7}
@@ -267,16 +256,25 @@ class FusedAdam(keras.optimizers.Adam):
         tf.raw_ops.ResourceApplyAdam(**arrays, **rates, **powers)
 
 
+def choose_strategy():
+    """Return the tf.distribute.Strategy that shares training among machines, or GPUs."""
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(tf.config.list_physical_devices("GPU")) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()  # one device
+
+
 class GAN:
     """Both networks, their optimizers, and the moving average of the generator (EMA)."""
 
-    def __init__(self, images, strategy=None):
-        """Build everything for images, uint8 [N, H, W, C], on the devices of the strategy."""
+    def __init__(self, images):
+        """Build everything for images, uint8 [N, H, W, C]."""
         keras.utils.set_random_seed(SEED)
         shape = images.shape[1:]
         # An iteration is D_STEPS updates of D, each with its own batch, and G_STEPS of G.
         self.epoch_iterations = max(1, max(EPOCH_IMAGES, len(images)) // (D_STEPS * BATCH_SIZE))
-        self.strategy = strategy or tf.distribute.get_strategy()
+        self.strategy = choose_strategy()
         self.replicas = self.strategy.num_replicas_in_sync
         with self.strategy.scope():
             self.generator = build_generator(shape)
@@ -299,13 +297,13 @@ class GAN:
 
     def variables(self):
         """Return all variables that training changes, for a checkpoint."""
-        # The average first: with EMA=0 it is the generator itself, whose own weights must win.
+        # The average first: with EMA=0 it is the generator, whose own weights must win.
         parts = self.average, self.generator, self.discriminator, self.g_optimizer, self.d_optimizer
         return [self.sums] + [variable for part in parts for variable in part.variables]
 
     def train_batches(self, batches, step, images_used):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
-        # step and images_used count what was done before: both, as BATCH_SIZE may change.
+        # step and images_used count what is done: both, as BATCH_SIZE may change.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -314,21 +312,20 @@ class GAN:
             rate = tf.cast(rate, tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
-            # Two calls, as TensorFlow compiles train_step with the penalty and without it.
+            # Two calls: train_step is compiled with the penalty and without it.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
                 self.step_everywhere(batches[i], step + i, True)
             else:
                 self.step_everywhere(batches[i], step + i, False)
             if EMA and (step + i) % EMA_EVERY == 0:
-                # The decay rises from 0.1, so that the random first weights are forgotten;
-                # its power makes one averaging stand for EMA_EVERY iterations.
+                # The decay rises from 0.1, so that the random first weights are forgotten.
                 early_decay = (step + i + 1) / (step + i + 10)
                 decay = tf.minimum(tf.cast(early_decay, tf.float32), EMA) ** EMA_EVERY
                 for average, value in zip(self.average.variables, self.generator.variables):
                     average.assign_add((1.0 - decay) * (value - average))
 
     def step_everywhere(self, *arguments):
-        """Do a train_step on every replica and add its metrics to the sums."""
+        """Do a train_step on every replica; add its metrics to the sums."""
         metrics = self.strategy.run(self.train_step, arguments)
         metrics = self.strategy.reduce("MEAN", metrics, axis=None)
         self.sums.assign_add(tf.cast(metrics, tf.float64))
@@ -352,7 +349,7 @@ class GAN:
                     fake_logits = self.discriminator(augment(fake, key, FAKE), training=True)
                 d_loss = discriminator_loss(real_logits, fake_logits)
                 penalty = 0.0  # on how steep D's logits are at the images (arXiv:1801.04406)
-                if with_penalty:  # it doubles D's work, so it comes rarely, and is heavier
+                if with_penalty:  # rarely, as it doubles D's work, but heavier
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
                     weight = PENALTY_EVERY * GRADIENT_PENALTY / 2  # half, as in the paper
                     penalty = weight * sum(tf.reduce_sum(s**2) / size for s in slopes)
@@ -360,7 +357,7 @@ class GAN:
             self.update(self.discriminator, self.d_optimizer, d_tape, penalized_loss)
 
         for draw, key in enumerate(keys[D_STEPS - 1 :]):
-            if draw > 0:  # the first update takes D's last fakes, further ones make their own
+            if draw > 0:  # the first update takes D's last fakes
                 with tf.GradientTape() as g_tape:
                     fake = self.generator(draw_noise(size, key), training=True)
             with g_tape:  # resumes recording: the updated D judges the fakes
@@ -370,7 +367,7 @@ class GAN:
 
         correct = tf.cast(tf.concat([real_logits > 0, fake_logits < 0], 0), tf.float32)
         judgements = tf.sigmoid(real_logits), tf.sigmoid(fake_logits), correct
-        # The 1 counts iterations: an epoch's means are its sums divided by the sum of ones.
+        # The 1 counts iterations: means are sums divided by the sum of ones.
         return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])
 
     def update(self, network, optimizer, tape, loss):
@@ -382,7 +379,6 @@ class GAN:
 
 
 # ---- Training ----
-open_board = functools.cache(tf.summary.create_file_writer)  # one file for all epochs of a run
 SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})  # for TensorBoard
 EARLY = 50, 100, 300  # iterations of the first epoch that leave a picture
 CHECKPOINT_SECONDS = 600  # between checkpoints in a long epoch
@@ -391,8 +387,6 @@ COLUMNS = "epoch", *METRICS, "spread", "images/s", "seconds"
 HEADER = " epoch   D loss  G loss   D(x)  D(G(z))  D acc  spread  images/s  seconds"
 ROW = "{epoch:4.0f}/{epochs:<4}{d_loss:6.3f} {g_loss:7.3f}  {D(x):5.3f}   {D(G(z)):6.3f}"
 ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
-COLLAPSE = "   ! mode collapse: try GRADIENT_PENALTY=1, or half the LEARNING_RATE"
-OVERPOWERED = "   ! D spots nearly all fakes: if G gets no better, raise GRADIENT_PENALTY"
 
 
 def train(gan, images, folder):
@@ -401,8 +395,7 @@ def train(gan, images, folder):
     some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
     write(folder / "real.png", tile(images[some], GRID).save)
     table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
-    told = []  # of the problems below
-    save_page(folder)
+    board = tf.summary.create_file_writer(str(folder))
     if gan.step == 0:
         save_picture(gan, folder, "epoch-000.png")
     print(HEADER)
@@ -420,18 +413,15 @@ def train(gan, images, folder):
         row = dict(zip(COLUMNS, gan.rows[-1]))
         write(folder / "losses.csv", lambda file: np.savetxt(file, gan.rows, **table))
         write(folder / "losses.png", plot(gan.rows).save)
-        with open_board(str(folder)).as_default(gan.epoch):
+        with board.as_default(gan.epoch):
             for name, number in row.items():
                 tf.summary.write(name, number, metadata=SCALAR)
         write(folder / "generator.keras", gan.average.save)
         write(folder / "discriminator.keras", gan.discriminator.save)
-        save_checkpoint(gan, folder)  # the last: after a crash before it, the epoch is repeated
+        save_checkpoint(gan, folder)  # the last: after a crash, the epoch is repeated
         print(ROW.format(epochs=EPOCHS, **row))
-        for problem, seen in ((COLLAPSE, spread < 0.5), (OVERPOWERED, row["D accuracy"] > 0.99)):
-            # Once, and not at first, when every G looks collapsed.
-            if seen and problem not in told and gan.step >= max(300, 2 * WARM_UP):
-                told.append(problem)
-                print(problem)
+        if spread < 0.5 and gan.step >= max(300, 2 * WARM_UP):  # before, every G looks like this
+            print("   ! mode collapse: try GRADIENT_PENALTY=1, or half the LEARNING_RATE")
         if EARLY_STOP and EARLY_STOP[0] <= row["D(G(z))"] <= EARLY_STOP[1]:
             break
     return True
@@ -479,8 +469,8 @@ def generate(generator, noise):
 
 
 def pixel_spread(images):
-    """Return the mean over the pixels of their standard deviation over the images."""
-    rows = (images[:, y] for y in range(images.shape[1]))  # one by one, as floats take memory
+    """Return the pixels' standard deviation over the images, on average."""
+    rows = np.moveaxis(images, 1, 0)  # one by one, as floats take memory
     return float(np.mean([np.std(row, axis=0, dtype=np.float64) for row in rows]))
 
 
@@ -496,7 +486,7 @@ def tile(images, columns):
 
 
 def save_picture(gan, folder, name):
-    """Write a picture of the average's images, always of the same noise; return all of them."""
+    """Write a picture of the average's images, of always the same noise; return them."""
     fakes = generate(gan.average, draw_noise(max(256, GRID**2), PICTURES_KEY))
     write(folder / name, tile(fakes[: GRID**2], GRID).save)
     save_page(folder)
@@ -504,7 +494,7 @@ def save_picture(gan, folder, name):
 
 
 def plot(rows):
-    """Return a chart, 800 x 500, of the losses and, below, of how real D finds images."""
+    """Return a chart, 800 x 500, of the losses and of how real D finds images."""
     picture = Image.new("RGB", (800, 500), "white")
     draw = ImageDraw.Draw(picture)
     d_loss, g_loss, real, fake = np.transpose(rows)[1:5]
@@ -538,7 +528,7 @@ def in_category(noise, categories):
 
 
 def picture_categories(generator):
-    """Return a picture of the first 40 categories: a row for each, from the same ten noises."""
+    """Return a picture of the first 40 categories, a row each, of the same ten noises."""
     count = min(CATEGORIES, 40)
     noise = np.tile(draw_noise(10, CATEGORIES_KEY), (count, 1))
     picture = tile(generate(generator, in_category(noise, np.repeat(np.arange(count), 10))), 10)
@@ -556,7 +546,7 @@ def epoch_pictures(folder):
 
 
 def save_history(folder):
-    """Write training.gif: a frame for each picture of the run, or for a hundred of them."""
+    """Write training.gif, of the run's pictures or a hundred of them."""
     paths, frames, times = epoch_pictures(folder), [], []
     for i in np.unique(np.linspace(0, len(paths) - 1, 100, dtype=int)):
         frame = Image.open(paths[i]).convert("RGB")
@@ -573,48 +563,45 @@ def save_history(folder):
 PAGE = """<!DOCTYPE html><meta charset="utf-8"><style>input { width: 60vw }
 body { font: 16px sans-serif } img { width: 100% }
 figure { display: inline-block; width: 46vw; margin: 4px; vertical-align: top }</style>
-<h2 id="heading"></h2><input id="slider" type="range"> drag, or use the arrow keys<br>
+<h2 id="heading"></h2><a href="settings.json">settings</a>
+<input id="slider" type="range"> drag, or use the arrow keys<br>
 <figure>generated: <b id="title"></b><img id="fakes"></figure>
 <figure>real<img src="real.png"></figure>
 <figure>losses<img src="losses.png" onerror="this.parentNode.remove()"></figure>
 <figure>from noise to now<img src="training.gif" onerror="this.parentNode.remove()"></figure>
 <figure>categories, a row each<img src="categories.png" onerror="this.parentNode.remove()"></figure>
-<figure><pre id="facts"></pre></figure><script>
-const [name, lines, pictures, training] = RUN, last = pictures.length - 1;
-heading.textContent = document.title = name;
-facts.textContent = lines.join("\\n");
+<script>
+const [pictures, training] = RUN, last = pictures.length - 1;
+heading.textContent = document.title = decodeURI(location.pathname.split("/").at(-2));
 slider.max = slider.value = last;
 onload = oninput = () => {
   title.textContent = pictures[slider.value];
   fakes.src = pictures[slider.value] + ".png";
 };
-slider.focus({ preventScroll: true }); // for the arrow keys
+slider.focus({ preventScroll: true });
 // Whoever looks at an older picture is not disturbed.
 if (training) setInterval(() => slider.value == last && location.reload(), 5000);</script>"""
 
 
 def save_page(folder, training=True):
-    """Write index.html, which shows the run in a browser, without a server."""
-    facts = [f"{name}: {value}" for name, value in current_settings().items()]
-    pictures = [path.stem for path in epoch_pictures(folder)]
-    run = json.dumps([folder.name, facts, pictures, training]).replace("<", "\\u003c")  # no tags
+    """Write index.html, which shows the run in a browser."""
+    run = json.dumps([[path.stem for path in epoch_pictures(folder)], training])
     write(folder / "index.html", lambda file: file.write_text(PAGE.replace("RUN", run), "utf-8"))
 
 
-# ---- Data: every source becomes one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3) ----
+# ---- Data: becomes one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3) ----
 IDX = "train-images-idx3-ubyte.gz"
-IDX_HASH = "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
-NPZ_HASH = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
-MIRRORS = (  # of MNIST: folder, file, SHA-256
-    ("https://ossci-datasets.s3.amazonaws.com/mnist/", IDX, IDX_HASH),
-    ("https://dataset.bj.bcebos.com/mnist/", IDX, IDX_HASH),  # in Beijing
-    ("https://storage.googleapis.com/tensorflow/tf-keras-datasets/", "mnist.npz", NPZ_HASH),
+SHA256 = "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://dataset.bj.bcebos.com/mnist/",  # in Beijing
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 TIMEOUT = 10  # seconds that a mirror may be silent
 
 
 def load_images(resume=False):
-    """Return the images of DATA, or of drawn digits if MNIST fails to load. Raises Problem."""
+    """Return the images of DATA; drawn digits if MNIST fails to load. Raises Problem."""
     global DATA
     path = Path(DATA)
     if DATA == "mnist":
@@ -623,15 +610,15 @@ def load_images(resume=False):
         except Problem as error:
             if resume:
                 raise
-            print(f"{'!' * 78}\n{error}\nThis run takes DRAWN DIGITS instead.\n{'!' * 78}\n")
+            print(f"{error}\n!!! This run takes DRAWN DIGITS instead !!!\n")
             DATA = "digits"
     if DATA == "digits":
         if os.path.exists(DATA):
-            print("note      these are the drawn digits, not the ones here: DATA=./digits")
+            print("note      these are the drawn digits; those here: DATA=./digits")
         return draw_digits(20000)
     if not path.exists():
         advice = "" if DATA.isprintable() else "; in Python write / or r'...' for a \\"
-        raise Problem(f'DATA={DATA!r}: no such file or folder, not "mnist" or "digits"{advice}')
+        raise Problem(f"DATA={DATA!r}: no such file or folder{advice}")
     return read_file(path) if path.is_file() else read_folder(path)
 
 
@@ -639,21 +626,20 @@ def find_mnist():
     """Return the path of MNIST in Keras' cache, where it is downloaded to. Raises Problem."""
     home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     cache = Path(home if os.access(home, os.W_OK) else OUT, "datasets")
-    for path in (cache / "mnist.npz", cache / IDX):
-        if path.exists():  # taken as it is, whoever put it there
-            return path
-    reasons = ""
-    for mirror, file, digest in MIRRORS:
+    path, npz, reasons = cache / IDX, cache / "mnist.npz", ""
+    if path.exists() or npz.exists():
+        return npz if npz.exists() else path
+    for mirror in MIRRORS:
         show_progress(f"MNIST from {mirror}")
         try:
-            content = urllib.request.urlopen(mirror + file, timeout=TIMEOUT).read()
-            if hashlib.sha256(content).hexdigest() != digest:
+            content = urllib.request.urlopen(mirror + IDX, timeout=TIMEOUT).read()
+            if hashlib.sha256(content).hexdigest() != SHA256:
                 raise ValueError("what came is not MNIST")
-            write(cache / file, functools.partial(Path.write_bytes, data=content))
-            return cache / file
+            write(path, lambda file, content=content: file.write_bytes(content))
+            return path
         except Exception as error:
             reasons += f"    {mirror}: {error}\n"
-    raise Problem(f"MNIST failed to load:\n{reasons}Download {IDX} from anywhere into {cache}")
+    raise Problem(f"MNIST failed to load:\n{reasons}Download {IDX} into {cache}")
 
 
 def draw_digits(count):
@@ -674,21 +660,20 @@ def draw_digits(count):
 def read_file(path):
     """Return the images of an IDX (.gz or not), .npz or .npy file. Raises Problem."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(2)
-        if head == b"\x93N":  # .npy
-            return as_images(np.load(path, mmap_mode="r", allow_pickle=False))
-        if head == b"PK":  # .npz, or any other zip file
-            arrays = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return as_images(np.load(path, mmap_mode="r"))
+        if zipfile.is_zipfile(path):  # .npz
+            arrays = np.load(path)
             for name in ("x_train", "images", *arrays):
-                # Missing ones, labels, objects and pictures are passed over.
+                # Labels, objects and pictures are passed over.
                 with contextlib.suppress(KeyError, ValueError, AttributeError):
                     return as_images(arrays[name])
-            raise ValueError("no grey or RGB images; a zip of pictures: unpack it first")
-        with gzip.open(path) if head == b"\x1f\x8b" else open(path, "rb") as file:
-            content = file.read()
+            raise ValueError("no arrays of images; a zip of pictures: unpack it first")
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
         if content[:3] != b"\0\0\x08":  # IDX of unsigned bytes, as MNIST
-            raise ValueError("no images in IDX, .npz or .npy form; of pictures, give the folder")
+            raise ValueError("not IDX, .npz or .npy; of pictures, give the folder")
         shape = np.frombuffer(content, ">u4", content[3], offset=4)
         return as_images(np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape))
     except Exception as error:
@@ -702,8 +687,8 @@ def as_images(array):
     array = array[..., np.newaxis] if array.ndim == 3 else array
     if array.ndim == 4 and array.shape[3] not in (1, 3) and array.shape[1] in (1, 3):
         array = np.moveaxis(array, 1, 3)  # PyTorch's order
-    if array.ndim != 4 or array.shape[3] not in (1, 3) or array.size == 0:
-        raise ValueError(f"its shape is {array.shape}, not [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
+    if array.ndim != 4 or array.shape[3] not in (1, 3):
+        raise ValueError(f"its shape is {array.shape}, not [N, H, W] or [N, H, W, 1 or 3]")
     if array.dtype == np.uint8 and array[:: max(1, len(array) // 1000)].max() >= 128:
         return array
     low, high = np.float64(array.min()), np.float64(array.max())  # will be 0 and 255
@@ -715,9 +700,8 @@ def as_images(array):
 
 def read_folder(folder):
     """Return a folder's pictures, cropped to IMAGE_SIZE, or its IDX file's. Raises Problem."""
-    names = sorted(glob.glob("**", root_dir=folder, recursive=True))
-    paths = [folder / name for name in names if os.path.exists(folder / name)]  # no broken links
-    # The pictures of runs are no data, unless there are no others.
+    paths = [folder / name for name in sorted(glob.glob("**", root_dir=folder, recursive=True))]
+    # Runs' pictures are no data, unless there are no others.
     paths = [path for path in paths if not path.is_relative_to(os.path.abspath(OUT))] or paths
     files = [path for path in paths if path.is_file()]
     for file in files:
@@ -730,7 +714,6 @@ def read_folder(folder):
     record = np.dtype([("file", np.uint32), ("pixels", np.uint8, (height, width, 3))])
 
     def decode(temporary):
-        """Write a record of each file that is a picture."""
         with ThreadPool() as pool, open(temporary, "wb") as records:
             for i, pixels in enumerate(pool.imap(read_picture, files, chunksize=10)):
                 if pixels:
@@ -747,9 +730,9 @@ def read_folder(folder):
     print(f"{len(records):,} pictures of {len(files):,} files, kept in {cache}")
     if others := {*range(len(files))} - {*records["file"]}:
         print(f"first file that is damaged or not a picture: {files[min(others)]}")
-    places = Counter(path.relative_to(folder).parts[0] for path in files if path.parent != folder)
+    places = Counter(str(file.parent.relative_to(folder)) for file in files)
     if len(places) > 1:  # such as images and masks, which may not belong together
-        print("files in", ", ".join(f"{place} ({n:,})" for place, n in places.most_common(9)))
+        print("files in", dict(places.most_common(9)))
     grey = not any(np.ptp(pixels, axis=2).any() for pixels in records["pixels"])
     return records["pixels"][..., :1] if grey else records["pixels"]
 
@@ -759,12 +742,12 @@ def read_picture(file):
     size = numbers(IMAGE_SIZE)[0], numbers(IMAGE_SIZE)[-1]
     try:
         with Image.open(file) as opened:
-            if opened.format == "EPS":  # PostScript, for which Pillow runs a program
+            if opened.format == "EPS":  # for which Pillow runs a program
                 return b""
-            # A large JPEG is decoded at part size, but not at just the wanted one: jagged.
+            # A large JPEG is decoded at part size; at just the wanted one it is jagged.
             opened.draft("RGB", (2 * size[0], 2 * size[1]))
             picture = ImageOps.exif_transpose(opened)
-        if picture.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip
+        if picture.mode[0] in "IF":  # 16 bits or more, which Pillow would clip
             picture = Image.fromarray(as_images(np.asarray(picture)[np.newaxis])[0, ..., 0])
         if picture.has_transparency_data:
             picture = ImageOps.fit(picture.convert("RGBA"), size)
@@ -776,7 +759,7 @@ def read_picture(file):
 
 # ---- Runs: each has a folder, with a checkpoint from which it resumes ----
 def write(path, save):
-    """Have save(temporary) write a file, then rename it: a crash leaves path whole, old or new."""
+    """Have save(temporary) write a file, then rename it: path is always whole, old or new."""
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -793,7 +776,7 @@ def write(path, save):
 
 
 def make_folder():
-    """Return a new folder in OUT, named after DATA, with the next free number."""
+    """Return a new folder in OUT, of DATA's name and the next free number."""
     number = 1
     while (folder := Path(OUT, f"{Path(DATA).stem}-{number:03}")).exists():
         number += 1
@@ -802,7 +785,7 @@ def make_folder():
 
 
 def open_run(run, changes):
-    """Take a run's settings and these changes; return (folder, first constants). Raises Problem."""
+    """Take a run's settings, with changes; return (folder, its constants). Raises Problem."""
     if run:
         files = [*Path(OUT, run).glob("settings.json"), *Path(run).glob("settings.json")]
     else:
@@ -815,7 +798,7 @@ def open_run(run, changes):
 
 
 def save_checkpoint(gan, folder):
-    """Write all that training changes to one file. Raises FloatingPointError if not finite."""
+    """Write all that training changes. Raises FloatingPointError if it is not finite."""
     values = [variable.numpy() for variable in gan.variables()]
     if not all(np.isfinite(value).all() for value in values):
         raise FloatingPointError(DIVERGED)
@@ -827,7 +810,7 @@ def restore(gan, folder):
     """Bring gan to where the run's checkpoint was saved. Raises Problem."""
     file = folder / "checkpoint.npz"
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(file) as arrays:
             *values, rows, counters = arrays.values()
         for variable, value in zip(gan.variables(), values, strict=True):
             variable.assign(value)
@@ -851,29 +834,29 @@ CHOICES = {
 }
 WHOLE = ("IMAGE_SIZE", "Z_SIZE", "CATEGORIES", "G_HIDDEN", "D_HIDDEN", "CHANNELS", "KERNEL",
          "PENALTY_EVERY", "EPOCHS", "BATCH_SIZE", "WARM_UP", "D_STEPS", "G_STEPS", "GRID")
-LIMITS = {  # least and greatest; where these are whole, numbers must be
+LIMITS = {  # least and greatest; whole for whole numbers
     **dict.fromkeys(WHOLE, (1, 10**6)), "SEED": (0, 2**31 - 1), "PRIOR": (-1e9, 1e9),
     **dict.fromkeys(["LEARNING_RATE", "G_RATE", "GRADIENT_PENALTY"], (0.0, 1e12)),
     **dict.fromkeys(["LEAK", "SMOOTH", "BETA_1", "BETA_2", "EMA", "EARLY_STOP"], (0.0, 1.0)),
 }
 COUNTS = {"PRIOR": [2], "EARLY_STOP": [2], "IMAGE_SIZE": [1, 2], "CHANNELS": [1, 2],
-          "G_HIDDEN": [1, 2, 3], "D_HIDDEN": [1, 2, 3]}  # of numbers, where it is not one
+          "G_HIDDEN": [1, 2, 3], "D_HIDDEN": [1, 2, 3]}  # of numbers, where not one
 # fmt: on
 PATHS = "DATA", "OUT"
 SETTINGS = [*PATHS, *(LIMITS | CHOICES)]
 
 
 class Problem(Exception):
-    """Bad input: reported to the user in one line, with exit status 2."""
+    """Bad input, told in one line, with exit status 2."""
 
 
 def tell(message):
-    """Print a message to stderr, in one line of 600 characters at most."""
+    """Print a message to stderr, in one line."""
     print("gan.py:", " ".join(str(message).split())[:600], file=sys.stderr, flush=True)
 
 
 def show_progress(text):
-    """Show text in the last line of a terminal; elsewhere, as in IDLE, nothing."""
+    """Show text in the last line of a terminal; elsewhere, nothing."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
         print(f"{text:77}"[: os.get_terminal_size().columns - 1], end="\r", flush=True)
 
@@ -884,32 +867,29 @@ def numbers(value):
 
 
 def check(name, value):
-    """Return a setting's value, a list as a tuple. Raises Problem if it cannot have it."""
+    """Return a setting's value, a list as a tuple. Raises Problem if it is a bad one."""
     value = tuple(value) if isinstance(value, list) else value
     choices, counts = CHOICES.get(name, ()), COUNTS.get(name, [1])
-    low, high = LIMITS.get(name, (1, 0))  # between which there is no number
+    low, high = LIMITS.get(name, (1, 0))  # no number
     fit = [type(each) in (int, type(low)) and low <= each <= high for each in numbers(value)]
     path = name in PATHS and isinstance(value, str) and value and "://" not in value
-    # Choices are compared as they are written, since 1 == True.
+    # Choices are compared as written, since 1 == True.
     if path or repr(value) in map(repr, choices) or (all(fit) and len(fit) in counts):
         return value
     takes = ["a path, not an address"] if name in PATHS else [str(choice) for choice in choices]
     if name in LIMITS:
-        kind = "whole number" if isinstance(low, int) else "number"
-        many = f"{' or '.join(map(str, counts))} {kind}s" if name in COUNTS else f"a {kind}"
-        takes.append(f"{many} from {low:g} to {high:,}")
+        kind = "whole numbers" if isinstance(low, int) else "numbers"
+        takes.append(f"{' or '.join(map(str, counts))} of the {kind} {low:g} to {high:,}")
     raise Problem(f"{name}={value!r}: it must be {' or '.join(takes)}")
 
 
 def parse_setting(word):
-    """Return (name, value) of NAME=value, whose value is a literal, else text. Raises Problem."""
-    name, equals, value = word.replace("\uff1d", "=").partition("=")  # as Chinese keyboards type it
+    """Return (name, value) of NAME=value, a literal or else text. Raises Problem."""
+    name, equals, value = word.replace("\uff1d", "=").partition("=")  # of Chinese keyboards
     if name not in SETTINGS or not equals:
-        if Path(word).is_dir():
-            raise Problem(f'{word}: a run is chosen by --run "{word}"')
-        meant = difflib.get_close_matches(name.strip("-").upper(), SETTINGS) or ["NAME"]
-        form = f"a setting is written {meant[0]}=value, with no spaces around ="
-        raise Problem(f'{word}: {form}, and quoted if there are any in it: "DATA=My Pictures"')
+        meant, *_ = *difflib.get_close_matches(name.strip("-").upper(), SETTINGS), "NAME"
+        form = f'{meant}=value, with no spaces around =, or "{meant}=with spaces"'
+        raise Problem(f"{word}: a setting is written {form}; a run: --run FOLDER")
     with contextlib.suppress(ValueError, SyntaxError):
         value = value if name in PATHS else ast.literal_eval(value)
     return name, value
@@ -930,57 +910,39 @@ def change_settings(changes):
 
 
 def choose_defaults(shape):
-    """Replace each setting that is None by what suits MODEL and images of shape (H, W, C)."""
+    """Replace each None by what suits MODEL and images of shape (H, W, C)."""
     column = 0 if MODEL == "mlp" else 1 if max(shape[:2]) <= 32 else 2
     chosen = {name: values[column] for name, values in DEFAULTS.items() if globals()[name] is None}
     globals().update(chosen)
 
 
 def describe(images, gan, folder, edited):
-    """Print what is trained on what, and which edited constants differ from the run's settings."""
+    """Print what is trained on what, and which edited constants the run does not use."""
     count, height, width, channels = images.shape
     g_size, d_size = gan.generator.count_params(), gan.discriminator.count_params()
-    rates = f"rates {LEARNING_RATE:g} (D), {LEARNING_RATE * G_RATE:g} (G)"
     print(f"data      {Path(DATA).stem}: {count:,} images of {width} x {height} x {channels}")
     print(f"networks  G {g_size:,} weights, D {d_size:,}; replicas: {gan.replicas}")
-    print(f"noise     {Z_SIZE} numbers, {CATEGORIES if CATEGORIES > 1 else 'no'} categories")
-    print(f"epochs    {EPOCHS}, of {gan.epoch_iterations:,} iterations; {rates}")
-    if gan.step and gan.epoch < EPOCHS:
+    print(f"noise     {Z_SIZE} numbers, {noise_size() - Z_SIZE or 'no'} categories")
+    print(f"epochs    {EPOCHS}, of {gan.epoch_iterations:,} iterations")
+    if gan.step:
         print(f"resumed   at epoch {gan.epoch + 1}, iteration {gan.step + 1:,}")
-    if channels == 3 and MODEL == "mlp":
-        print("note      an mlp blurs photographs; better: python gan.py MODEL=dcgan ...")
-    elif channels == 3 and count < 2000 and not AUGMENT:
-        print("note      D may memorise so few images; better: AUGMENT=True")
-    differ = {name: each for name, each in edited.items() if each not in (None, globals()[name])}
-    words = [f"{name}={','.join(map(str, numbers(each)))}" for name, each in differ.items()]
-    if words:
-        print(f"note      constants were edited; to use them here: --resume {' '.join(words)}")
+    if channels == 3 and (MODEL == "mlp" or (count < 2000 and not AUGMENT)):
+        print("note      photographs need MODEL=dcgan, fewer than 2,000 also AUGMENT=True")
+    if edited:
+        print(f"note      constants were edited; to use them here: --resume {' '.join(edited)}")
     print(f"run       {folder}: open its index.html in a browser\n")
 
 
-def choose_strategy():
-    """Return what shares training among machines or GPUs; make BATCH_SIZE a multiple of them."""
-    global BATCH_SIZE
-    strategy = tf.distribute.get_strategy()  # one device
-    if "TF_CONFIG" in os.environ:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif len(tf.config.list_physical_devices("GPU")) > 1:
-        strategy = tf.distribute.MirroredStrategy()
-    devices = strategy.num_replicas_in_sync
-    BATCH_SIZE = math.ceil(BATCH_SIZE / devices) * devices
-    return strategy
-
-
 def stoppable(gan):
-    """Return a context in which Ctrl-C, or another polite end, stops gan with a checkpoint."""
+    """Return a context in which Ctrl-C, or the like, stops gan with a checkpoint."""
     handlers = contextlib.ExitStack()  # puts back the old ones
 
-    def stop(number, _):  # after the current iterations; a second signal ends it at once
+    def stop(number, _):  # a second signal ends it at once
         gan.stop = number
         handlers.close()
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        with contextlib.suppress(AttributeError, ValueError):  # no SIGHUP; not the main thread
+        with contextlib.suppress(AttributeError, ValueError):  # on Windows; in a thread
             number = getattr(signal, name)
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup ignores SIGHUP
                 handlers.callback(signal.signal, number, signal.signal(number, stop))
@@ -994,51 +956,50 @@ def run(resume, run_folder, changes):
     folder, then = open_run(run_folder, changes) if resume else (None, constants)
     images = load_images(resume)
     choose_defaults(images.shape[1:])
-    gan = GAN(images, choose_strategy())
+    gan = GAN(images)
     if resume and (folder / "checkpoint.npz").exists():  # else it stopped early
         restore(gan, folder)
     if not gan.strategy.extended.should_checkpoint:  # another machine keeps the run
-        scratch = tempfile.TemporaryDirectory()
-        folder, sys.stdout = Path(scratch.name), open(os.devnull, "w")  # noqa: SIM115
+        folder, sys.stdout = Path(tempfile.mkdtemp()), open(os.devnull, "w")  # noqa: SIM115
     folder = folder or make_folder()
     text = json.dumps(current_settings() | {"constants": then}, indent=1)
     write(folder / "settings.json", lambda file: file.write_text(text))
-    edited = {n: v for n, v in constants.items() if v != then.get(n, v)}
+    edited = [
+        f"{name}={','.join(map(str, numbers(value)))}"
+        for name, value in constants.items()
+        if value not in (None, then.get(name, value), globals()[name])
+    ]
     describe(images, gan, folder, edited)
-    script = os.path.abspath(globals().get("__file__", "gan.py"))  # a notebook's cell has no file
-    script = "gan.py" if script == os.path.abspath("gan.py") else f'"{script}"'
-    command = f'python {script} --resume --run "{folder}"'
+    script = globals().get("__file__", "gan.py")  # a notebook's cell has no file
+    script = script.removeprefix(os.getcwd() + os.sep)
+    command = f'python "{script}" --resume --run "{folder}"'
     try:
         with stoppable(gan):
             finished = train(gan, images, folder)
             save_history(folder)
             if CATEGORIES > 1:
                 write(folder / "categories.png", picture_categories(gan.average).save)
+            save_page(folder, training=False)
     except (OSError, MemoryError, FloatingPointError, tf.errors.OpError) as error:
         if isinstance(error, FloatingPointError):  # it would diverge again
             command += f" LEARNING_RATE={LEARNING_RATE / 2:g}"
         tell(f"{str(error)[:300] or 'out of memory'}; files are intact. To continue: {command}")
         return 1
-    finally:
-        with contextlib.suppress(OSError):
-            save_page(folder, training=False)
     if not finished:
         print(f"\nStopped; nothing is lost. To continue:\n    {command}")
         return 128 + gan.stop
-    more = f"EPOCHS={2 * gan.epoch}" if gan.epoch >= EPOCHS else "EARLY_STOP=None"
-    print(f"\nEpochs done: {gan.epoch}. See {folder}. To train longer:\n    {command} {more}")
+    more = f"{command} EPOCHS={2 * gan.epoch}"
+    print(f"\nEpochs done: {gan.epoch}. See {folder}. To train longer:\n    {more}")
     return 0
 
 
 def sample(count, run_folder, changes, category=None):
     """Save count new images, or of one category; return the exit status. Raises Problem."""
-    if changes.keys() - {"SEED", "OUT", "GRID"}:
-        raise Problem("--sample takes SEED, OUT and GRID only: the rest is the run's")
     change_settings(changes)
     folder, _ = open_run(run_folder, changes)
-    if category is not None and (CATEGORIES == 1 or not 0 <= category < CATEGORIES):
-        has = f"categories 0 to {CATEGORIES - 1}" if CATEGORIES > 1 else "no categories"
-        raise Problem(f"--category {category}: this run has {has}")
+    categories = noise_size() - Z_SIZE
+    if category is not None and category not in range(categories):
+        raise Problem(f"--category {category}: this run has {categories or 'no'}, counted from 0")
     file, version, generated = folder / "generator.keras", "?", folder / "generated"
     try:
         with zipfile.ZipFile(file) as saved:
@@ -1077,15 +1038,11 @@ def main(words=()):
     keras.config.set_dtype_policy("float32")  # whatever a notebook has chosen
     try:
         if {"-h", "--help"} & {*words}:
-            source = Path(__file__).read_text("utf-8")
-            block = source.partition("# fmt: off\n")[2].partition("# fmt: on")[0]
-            print(f"{__doc__}\nSettings, with their defaults:\n\n{block}")
+            print(__doc__, *(f"{name} = {value!r}" for name, value in before.items()), sep="\n")
             return 0
         changes = dict(map(parse_setting, settings))
-        if options.sample is not None:
-            return sample(options.sample, options.run, changes, options.category)
-        if options.category is not None:
-            raise Problem("--category goes with --sample N")
+        if options.sample or options.category is not None:
+            return sample(options.sample or 100, options.run, changes, options.category)
         return run(options.resume or options.run, options.run, changes)
     except KeyboardInterrupt:
         tell("stopped")

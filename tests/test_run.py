@@ -25,7 +25,7 @@ LONGER = TINY | {"LR_DECAY": False, "CATEGORIES": 1}  # whose graph does not dep
 traced = {}
 
 
-def traced_gan(images, strategy=None, make=gan.GAN):
+def traced_gan(images, make=gan.GAN):
     """Return a new gan.GAN, whose graph is traced once only: that takes most of a small run."""
     same = {"DATA", "OUT", "EARLY_STOP"} | (set() if gan.LR_DECAY else {"EPOCHS"})
     key = (
@@ -34,7 +34,7 @@ def traced_gan(images, strategy=None, make=gan.GAN):
         *(getattr(gan, name) for name in gan.SETTINGS if name not in same),
     )
     if key not in traced:
-        model = make(images, strategy)
+        model = make(images)
         traced[key] = model, [variable.numpy() for variable in model.variables()]
     model, values = traced[key]
     for variable, value in zip(model.variables(), values):
@@ -115,7 +115,7 @@ def test_a_run_prints_what_it_trains_and_a_row_for_each_epoch(finished):
         "data      dots: 100 images of 8 x 8 x 1",
         "networks  G 1,232 weights, D 1,057; replicas: 1",
         "noise     8 numbers, no categories",
-        "epochs    2, of 100 iterations; rates 0.004 (D), 0.008 (G)",
+        "epochs    2, of 100 iterations",
         "run       samples/dots-001: open its index.html in a browser",
     ]
     table = [line.split() for line in lines if re.match(r" +\d+/", line)]
@@ -158,7 +158,7 @@ def test_without_network_drawn_digits_are_trained_on_and_an_mnist_run_is_not_res
 ):
     draw = gan.draw_digits
     monkeypatch.setattr(gan, "draw_digits", lambda count: draw(count // 100))
-    monkeypatch.setattr(gan, "MIRRORS", (("http://127.0.0.1:9/", gan.IDX, gan.IDX_HASH),))
+    monkeypatch.setattr(gan, "MIRRORS", ("http://127.0.0.1:9/",))
     cache = tmp_path / "keras" / "datasets"
     cache.mkdir(parents=True)
     np.savez(cache / "mnist.npz", x_train=draw(300))
@@ -171,20 +171,18 @@ def test_without_network_drawn_digits_are_trained_on_and_an_mnist_run_is_not_res
     assert "edited" not in out
     (tmp_path / "digits").mkdir()  # which is not what the run was trained on
     status, out, _ = main("--run", "digits-001")
-    assert status == 0 and "the drawn digits, not the ones here: DATA=./digits" in out
+    assert status == 0 and "the drawn digits; those here: DATA=./digits" in out
 
     status, _, err = main("--resume", "--run", "real/mnist-001", EPOCHS=3)
     assert status == 2 and len(err.splitlines()) == 1 and "MNIST failed to load" in err
 
 
-def test_collapse_and_an_overpowered_discriminator_are_told_once(main, data):
-    # So slow a generator goes on making grey images, and every one of them is spotted.
+def test_collapse_is_told_but_not_of_a_generator_that_is_just_untrained(main, data):
+    # So slow a generator goes on making grey images.
     hopeless = {"G_RATE": 0.01, "LEARNING_RATE": 0.001, "GRADIENT_PENALTY": 0, "D_HIDDEN": 256}
     status, out, _ = main(DATA=data, **LONGER | hopeless | {"EPOCHS": 5})
     assert status == 0
-    for text in ("mode collapse", "D spots nearly all fakes"):
-        assert out.count(text) == 1
-        assert " 3/5 " in out[: out.index(text)]  # before that G is just untrained
+    assert out.count("mode collapse") == 3 and " 3/5 " in out[: out.index("mode collapse")]
     assert all(len(line) <= 79 for line in out.splitlines()[:-1])
 
 

@@ -29,7 +29,7 @@ def test_every_constant_of_the_block_is_a_setting_with_an_accepted_default():
 def test_help_shows_the_options_and_settings_in_80_columns(capsys):
     assert gan.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert BLOCK in out
+    assert all(f"\n{name} = {value!r}\n" in out for name, value in DEFAULTS.items())
     assert all(option in out for option in ("--resume", "--sample 1000", "--run FOLDER"))
     assert all(len(line) <= 80 for line in out.splitlines())
 
@@ -59,21 +59,24 @@ def test_values_are_taken_as_they_are_written(small, words, value):
 @pytest.mark.parametrize(
     "words, told",
     [
-        ("EPOCHS=two", "EPOCHS='two': it must be a whole number from 1 to 1,000,000"),
-        ("EPOCHS=open('made', 'w')", "it must be a whole number"),
+        ("EPOCHS=two", "EPOCHS='two': it must be 1 of the whole numbers 1 to 1,000,000"),
+        ("EPOCHS=open('made', 'w')", "it must be 1 of the whole numbers"),
         ("AUGMENT=1", "AUGMENT=1: it must be True or False"),
-        ("LEARNING_RATE=nan", "LEARNING_RATE='nan': it must be None or a number from 0 to"),
+        ("LEARNING_RATE=nan", "LEARNING_RATE='nan': it must be None or 1 of the numbers 0 to"),
         ("MODEL=vae", "MODEL='vae': it must be mlp or dcgan"),
-        ("IMAGE_SIZE=8,8,3", "IMAGE_SIZE=(8, 8, 3): it must be 1 or 2 whole number"),
-        ("PRIOR=1", "PRIOR=1: it must be normal or sphere or 2 numbers from"),
+        ("IMAGE_SIZE=8,8,3", "IMAGE_SIZE=(8, 8, 3): it must be 1 or 2 of the whole numbers"),
+        ("PRIOR=1", "PRIOR=1: it must be normal or sphere or 2 of the numbers"),
         ("DATA=", "DATA='': it must be a path"),
         ("DATA=https://x.org/a.zip", "it must be a path, not an address"),
-        ("DATA=My|Pictures", '"DATA=My Pictures"'),
+        (
+            "DATA=My|Pictures",
+            'Pictures: a setting is written NAME=value, with no spaces around =, or "',
+        ),
         ("EPOCHS|=|5", "EPOCHS=value, with no spaces around ="),
         ("--epochs|5", "--epochs: a setting is written EPOCHS=value"),
         ("epochs=5", "epochs=5: a setting is written EPOCHS=value"),
         ("EPOCS=5", "EPOCS=5: a setting is written EPOCHS=value"),
-        ("--resume|a run", 'a run: a run is chosen by --run "a run"'),
+        ("--resume|a run", "a run: --run FOLDER"),
     ],
 )
 def test_a_bad_word_is_told_in_one_line_with_what_was_meant_and_nothing_of_it_runs(
@@ -95,8 +98,7 @@ def test_a_bad_word_is_told_in_one_line_with_what_was_meant_and_nothing_of_it_ru
         (
             "DATA",
             "D:\\data\train",
-            """\\train': no such file or folder, not "mnist" or "digits"; in \
-Python write / or r'...' for a \\""",
+            "\\train': no such file or folder; in Python write / or r'...' for a \\",
         ),
     ],
 )
@@ -162,13 +164,10 @@ def test_the_script_runs_where_people_run_it_with_the_constants_as_they_were_edi
     assert (tmp_path / "samples" / "dots-001" / "epoch-001.png").exists()
 
 
-def test_a_keras_that_is_set_up_otherwise_changes_nothing(tmp_path):
+def test_a_keras_that_is_set_up_for_another_backend_changes_nothing(tmp_path):
     (tmp_path / "keras").mkdir()
-    theirs = {"image_data_format": "channels_first", "floatx": "float16", "backend": "jax"}
-    (tmp_path / "keras" / "keras.json").write_text(json.dumps(theirs))
-    code = "import gan; gan.change_settings({'MODEL': 'dcgan'}); gan.choose_defaults((8, 8, 1))"
-    code += "; g = gan.build_generator((8, 8, 1)); assert g.output_shape == (None, 8, 8, 1)"
-    code += "; assert g.dtype == g.outputs[0].dtype == gan.keras.config.floatx() == 'float32'"
+    (tmp_path / "keras" / "keras.json").write_text(json.dumps({"backend": "jax"}))
+    code = "import gan; assert gan.keras.config.backend() == 'tensorflow'"
     environment = os.environ | {"KERAS_HOME": str(tmp_path / "keras")}
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path)

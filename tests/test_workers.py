@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -83,12 +82,3 @@ def test_two_workers_go_on_as_one_and_when_one_is_killed_the_other_says_how_to_g
     assert f'--resume --run "{run}"' in told and "Traceback" not in err
     epochs = len(list(run.glob("epoch-*.png")))
     assert gan.main(["--resume", f"EPOCHS={epochs}"]) == 0
-
-
-def test_a_batch_grows_until_the_devices_can_share_it(small, monkeypatch):
-    strategy = types.SimpleNamespace(num_replicas_in_sync=3)
-    monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["GPU"] * 3)
-    monkeypatch.setattr(gan.tf.distribute, "MirroredStrategy", lambda: strategy)
-    for size, shared in ((100, 102), (99, 99)):
-        small(BATCH_SIZE=size)
-        assert gan.choose_strategy() is strategy and gan.BATCH_SIZE == shared

@@ -36,6 +36,7 @@ gan.choose_defaults((8, 8, 1))
 images = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), np.uint8)
 for how, strategy in strategies.items():
     gan.draw_noise = draw_for_two if how == "one" else draw
-    model = gan.GAN(images, strategy)
+    gan.choose_strategy = lambda strategy=strategy: strategy
+    model = gan.GAN(images)
     model.train(images.reshape(5, 1, 20, 8, 8, 1), 0, 0)
     np.savez(f"{how}.npz", *(variable.numpy() for variable in model.variables()))
