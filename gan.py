@@ -6,10 +6,9 @@ until the fakes look real.
 
     python gan.py                       train on MNIST: see samples/mnist-001
     python gan.py EPOCHS=5 BETA_1=0.5   the same with other settings
-    python gan.py --resume              continue the newest run
+    python gan.py --resume              continue the newest run, or --run FOLDER
     python gan.py --sample 1000         save 1,000 new images of the newest run
     python gan.py --sample 9 --category 7    images of category 7 alone
-    python gan.py --run FOLDER          continue that run, or --sample it
     python gan.py --help                show this, and all settings
 """
 
@@ -39,7 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # fatal errors only
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leaves room for a second run
 os.environ["KERAS_BACKEND"] = "tensorflow"
 if __name__ == "__main__" and sys.stdout and sys.stdout.isatty():
-    print("loading TensorFlow ...", flush=True)
+    print("loading TensorFlow ...")
 if sys.__stderr__:  # hides TensorFlow's remarks while it loads
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -229,7 +228,7 @@ def augment(images, key, purpose):
     seed = tf.random.fold_in(tf.stack([SEED, tf.cast(key, tf.int64)]), purpose)
     draws = tf.random.stateless_uniform((5, tf.shape(images)[0], 1), seed)
     down, right, mirror, y, x = tf.unstack(draws)  # [n, 1] each, in 0..1
-    # Shifted by up to an eighth of the image, whose edge is repeated outside it.
+    # Shifted by up to an eighth of the image; its edge is repeated outside.
     rows = tf.range(height) + tf.cast(down * (height // 8 * 2 + 1), tf.int32) - height // 8
     columns = tf.range(width) + tf.cast(right * (width // 8 * 2 + 1), tf.int32) - width // 8
     columns = tf.where(mirror < 0.5, columns, width - 1 - columns)
@@ -257,7 +256,7 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 def choose_strategy():
-    """Return the tf.distribute.Strategy that shares training among machines, or GPUs."""
+    """Return what shares training among machines, or GPUs."""
     if "TF_CONFIG" in os.environ:
         return tf.distribute.MultiWorkerMirroredStrategy()
     if len(tf.config.list_physical_devices("GPU")) > 1:
@@ -287,10 +286,10 @@ class GAN:
             self.d_optimizer.build(self.discriminator.trainable_variables)
         self.sums = tf.Variable(tf.zeros(1 + len(METRICS), tf.float64))  # iterations, METRICS
         self.epoch = 0  # epochs that are done
-        self.position = 0  # images of the epoch in progress that are used
+        self.position = 0  # images used of the epoch in progress
         self.step = 0  # iterations done, in all
         self.rows = []  # of losses.csv, one for each epoch done
-        self.stop = None  # the number of a signal that asks training to stop
+        self.stop = None  # the number of a signal that came
         batches = tf.TensorSpec((None, D_STEPS, BATCH_SIZE, *shape), tf.uint8)
         count = tf.TensorSpec((), tf.int64)
         self.train = tf.function(self.train_batches, input_signature=(batches, count, count))
@@ -342,9 +341,9 @@ class GAN:
             with tf.GradientTape() as g_tape:  # for G's update below
                 fake = self.generator(draw_noise(size, key), training=True)
             with tf.GradientTape() as d_tape:
-                with tf.GradientTape() as slope_tape:  # inside d_tape, for the penalty below
+                with tf.GradientTape() as slope_tape:  # for the penalty below
                     slope_tape.watch([real, fake])
-                    # Two passes, so that batch normalisation never mixes real images with fakes.
+                    # Two passes: batch normalisation must not mix real images with fakes.
                     real_logits = self.discriminator(augment(real, key, REAL), training=True)
                     fake_logits = self.discriminator(augment(fake, key, FAKE), training=True)
                 d_loss = discriminator_loss(real_logits, fake_logits)
@@ -403,12 +402,13 @@ def train(gan, images, folder):
         began, start = time.perf_counter(), gan.position
         if not train_epoch(gan, images, folder):
             return False
-        speed = (gan.position - start) / (time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        speed = (gan.position - start) / seconds
         fakes = save_picture(gan, folder, f"epoch-{gan.epoch + 1:03}.png")
         _, *means = (gan.sums / gan.sums[0]).numpy().tolist()
         spread = pixel_spread(fakes) / real_spread
         gan.epoch, gan.position = gan.epoch + 1, 0
-        gan.rows.append([gan.epoch, *means, spread, speed, time.perf_counter() - began])
+        gan.rows.append([gan.epoch, *means, spread, speed, seconds])
         gan.sums.assign(tf.zeros_like(gan.sums))
         row = dict(zip(COLUMNS, gan.rows[-1]))
         write(folder / "losses.csv", lambda file: np.savetxt(file, gan.rows, **table))
@@ -449,7 +449,7 @@ def train_epoch(gan, images, folder):
             raise FloatingPointError(DIVERGED)
         gan.step += n
         gan.position += n * stride
-        if gan.epoch == 0 and gan.step in EARLY and n < left:  # the last has an epoch's picture
+        if gan.epoch == 0 and gan.step in EARLY:
             save_picture(gan, folder, f"epoch-000-{gan.step:05}.png")
         show_progress(f"{gan.epoch + 1:4}/{EPOCHS:<4} {gan.position / length:4.0%}")
     return True
@@ -481,7 +481,7 @@ def tile(images, columns):
     rows = [np.hstack(images[i : i + columns]) for i in range(0, len(images), columns)]
     pixels = np.pad(np.vstack(rows), ((0, gap), (0, gap), (0, 0)), constant_values=80)
     picture = Image.fromarray(np.squeeze(pixels))
-    scale = max(1, round(600 / picture.width))  # to about 600 pixels
+    scale = max(1, round(600 / picture.width))
     return ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
 
 
@@ -603,15 +603,13 @@ TIMEOUT = 10  # seconds that a mirror may be silent
 def load_images(resume=False):
     """Return the images of DATA; drawn digits if MNIST fails to load. Raises Problem."""
     global DATA
-    path = Path(DATA)
-    if DATA == "mnist":
-        try:
-            path = find_mnist()
-        except Problem as error:
-            if resume:
-                raise
-            print(f"{error}\n!!! This run takes DRAWN DIGITS instead !!!\n")
-            DATA = "digits"
+    try:
+        path = find_mnist() if DATA == "mnist" else Path(DATA)
+    except Problem as error:
+        if resume:
+            raise
+        print(f"{error}\n!!! This run takes DRAWN DIGITS instead !!!\n")
+        DATA = "digits"
     if DATA == "digits":
         if os.path.exists(DATA):
             print("note      these are the drawn digits; those here: DATA=./digits")
@@ -634,7 +632,7 @@ def find_mnist():
         try:
             content = urllib.request.urlopen(mirror + IDX, timeout=TIMEOUT).read()
             if hashlib.sha256(content).hexdigest() != SHA256:
-                raise ValueError("what came is not MNIST")
+                raise ValueError("not MNIST")
             write(path, lambda file, content=content: file.write_bytes(content))
             return path
         except Exception as error:
@@ -658,7 +656,7 @@ def draw_digits(count):
 
 
 def read_file(path):
-    """Return the images of an IDX (.gz or not), .npz or .npy file. Raises Problem."""
+    """Return the images of an IDX, .npz or .npy file. Raises Problem."""
     try:
         if path.suffix == ".npy":
             return as_images(np.load(path, mmap_mode="r"))
@@ -722,16 +720,16 @@ def read_folder(folder):
 
     whole = cache.exists() and cache.stat().st_size % record.itemsize == 0
     if not whole or cache.stat().st_mtime <= changed:
-        print(f"reading {len(files):,} files in {folder} ...", flush=True)
+        print(f"reading {len(files):,} files in {folder} ...")
         write(cache, decode)
     if cache.stat().st_size == 0:
-        raise Problem(f"DATA={DATA}: no readable picture in this folder")
+        raise Problem(f"DATA={DATA}: no readable picture")
     records = np.memmap(cache, record, "r")
     print(f"{len(records):,} pictures of {len(files):,} files, kept in {cache}")
     if others := {*range(len(files))} - {*records["file"]}:
-        print(f"first file that is damaged or not a picture: {files[min(others)]}")
+        print(f"first that is damaged or no picture: {files[min(others)]}")
     places = Counter(str(file.parent.relative_to(folder)) for file in files)
-    if len(places) > 1:  # such as images and masks, which may not belong together
+    if len(places) > 1:  # such as images and masks
         print("files in", dict(places.most_common(9)))
     grey = not any(np.ptp(pixels, axis=2).any() for pixels in records["pixels"])
     return records["pixels"][..., :1] if grey else records["pixels"]
@@ -757,7 +755,7 @@ def read_picture(file):
         return b""
 
 
-# ---- Runs: each has a folder, with a checkpoint from which it resumes ----
+# ---- Runs: each has a folder ----
 def write(path, save):
     """Have save(temporary) write a file, then rename it: path is always whole, old or new."""
     temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
@@ -791,7 +789,7 @@ def open_run(run, changes):
     else:
         files = sorted(Path(OUT).glob("*/settings.json"), key=os.path.getmtime)
     if not files:
-        raise Problem(f"{os.path.abspath(run or OUT)}: no run there yet (no settings.json)")
+        raise Problem(f"{os.path.abspath(run or OUT)}: no run there yet")
     saved = json.loads(files[-1].read_text())
     change_settings({name: saved[name] for name in SETTINGS if name in saved} | changes)
     return files[-1].parent, {n: check(n, v) for n, v in saved.get("constants", {}).items()}
@@ -852,7 +850,7 @@ class Problem(Exception):
 
 def tell(message):
     """Print a message to stderr, in one line."""
-    print("gan.py:", " ".join(str(message).split())[:600], file=sys.stderr, flush=True)
+    print("gan.py:", " ".join(str(message).split())[:600], file=sys.stderr)
 
 
 def show_progress(text):
@@ -917,7 +915,7 @@ def choose_defaults(shape):
 
 
 def describe(images, gan, folder, edited):
-    """Print what is trained on what, and which edited constants the run does not use."""
+    """Print what is trained on what, and the edited constants."""
     count, height, width, channels = images.shape
     g_size, d_size = gan.generator.count_params(), gan.discriminator.count_params()
     print(f"data      {Path(DATA).stem}: {count:,} images of {width} x {height} x {channels}")
@@ -935,7 +933,7 @@ def describe(images, gan, folder, edited):
 
 def stoppable(gan):
     """Return a context in which Ctrl-C, or the like, stops gan with a checkpoint."""
-    handlers = contextlib.ExitStack()  # puts back the old ones
+    handlers = contextlib.ExitStack()
 
     def stop(number, _):  # a second signal ends it at once
         gan.stop = number
