@@ -68,12 +68,12 @@ SEED = 0                  # same seed, same run (on a CPU)
 MODEL = "mlp"             # "mlp": fully connected; "dcgan": convolutions
 Z_SIZE = None             # length of the noise z; None: 14, dcgan: 64
 CATEGORIES = None         # latent categories that G learns by itself; 1: off; None: 28, dcgan: 1
-PRIOR = "sphere"          # of z: "normal", "sphere" (that, of one length), or uniform in low,high
+PRIOR = "sphere"          # of z: "normal", "sphere" (normal, of one length), or low,high: uniform
 G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # more of both: sharper, slower
-CHANNELS = None           # dcgan: filters of G,D, doubled at each stage; None: 56,32 (28,32)
+CHANNELS = None           # dcgan: filters of G,D, then doubled; None: 56,32, above 32 px 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = True              # dcgan: z scales G's filters, each stage adds a picture
+SKIPS = True              # dcgan: each stage of G adds to the image; False: as in the paper
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -82,9 +82,9 @@ BATCH_NORM = False        # in hidden layers: True, "G" (only there) or False
 LOSS = "non-saturating"   # of G: "non-saturating", or "minimax" (learns slower)
 SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = None   # R1 + R2; more: steadier, blurrier; None: 0.05; dcgan above 32 px: 0.2
-PENALTY_EVERY = 8         # it acts in each 8th iteration, 8 times as strong
+PENALTY_EVERY = 8         # it acts every 8th iteration, 8 times as strong
 # Training
-EPOCHS = 19               # passes over the data, repeated up to 10,000 images
+EPOCHS = 19               # passes over the data, of 10,000 images or more
 BATCH_SIZE = None         # images a step; None: 100; dcgan: 50, above 32 px 25
 LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
@@ -129,16 +129,15 @@ def activate(x, activation, normalize):
 def build_generator(shape):
     """Return the generator: noise [n, noise_size()] -> images [n, *shape] in OUTPUT's range."""
     noise = keras.Input((noise_size(),))
-    z = noise[:, :Z_SIZE]
+    x = noise[:, :Z_SIZE]  # z
     if PRIOR == "sphere":  # here, so that the saved generator takes normal noise
-        z = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(z))
+        x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
     if CATEGORIES > 1:  # so G need not draw what lies between two kinds (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
         # The largest becomes 3 (learned faster than 1), the others 0; not by argmax, which
         # converts to neither TFLite nor ONNX.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
-        z = layers.Concatenate()([z, 3.0 * keras.ops.cast(category, "float32")])
-    x = z
+        x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
         *larger, smallest = stages(shape, numbers(CHANNELS)[0])
         x = layers.Dense(math.prod(smallest), kernel_initializer="he_normal")(x)
@@ -148,11 +147,7 @@ def build_generator(shape):
         activation = "leaky_relu" if SKIPS and max(shape[:2]) > 32 else "relu"
         for height, width, channels in reversed(larger):
             x = activate(x, activation, BATCH_NORM)
-            if SKIPS:  # both start at zero, without effect
-                # Self-modulation (arXiv:1810.01365): z turns filters up or down, gently.
-                gain = layers.Dense(x.shape[-1], kernel_initializer="zeros")(z)
-                x = x * (1.0 + layers.Reshape((1, 1, -1))(gain) / math.sqrt(Z_SIZE))
-                # Output skips (arXiv:1912.04958): each stage adds to the image, enlarged.
+            if SKIPS:  # each stage adds to the image, at first nothing (arXiv:1912.04958)
                 picture = picture + layers.Conv2D(shape[2], 1, kernel_initializer="zeros")(x)
                 picture = layers.UpSampling2D(2, interpolation="bilinear")(picture)
                 picture = picture[:, :height, :width]
@@ -370,7 +365,7 @@ class GAN:
         return tf.stack([1.0, d_loss, g_loss, *map(tf.reduce_mean, judgements)])
 
     def update(self, network, optimizer, tape, loss):
-        """Change the network so that the loss, which the tape recorded, falls."""
+        """Change the network so that the loss on the tape falls."""
         variables = network.trainable_variables
         share = tf.constant(1.0 / self.replicas)  # as the replicas' gradients are added up
         gradients = tape.gradient(loss, variables, output_gradients=share)
@@ -390,11 +385,12 @@ ROW += "   {D accuracy:4.0%}  {spread:6.2f} {images/s:9,.0f} {seconds:8.1f}"
 
 def train(gan, images, folder):
     """Train to the end of EPOCHS; return False if a signal stopped it."""
-    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0  # 0 if all are one
+    real_spread = pixel_spread(images[:: max(1, len(images) // 1000)]) or 1.0  # 0 if all are alike
     some = np.linspace(0, len(images) - 1, GRID**2, dtype=int)
     write(folder / "real.png", tile(images[some], GRID).save)
     table = {"fmt": "%.7g", "delimiter": ",", "header": ",".join(COLUMNS), "comments": ""}
     board = tf.summary.create_file_writer(str(folder))
+    save_page(folder)
     if gan.step == 0:
         save_picture(gan, folder, "epoch-000.png")
     print(HEADER)
@@ -486,7 +482,7 @@ def tile(images, columns):
 
 
 def save_picture(gan, folder, name):
-    """Write a picture of the average's images, of always the same noise; return them."""
+    """Write a picture of averaged G's images, always of the same noise; return them."""
     fakes = generate(gan.average, draw_noise(max(256, GRID**2), PICTURES_KEY))
     write(folder / name, tile(fakes[: GRID**2], GRID).save)
     save_page(folder)
@@ -573,7 +569,7 @@ figure { display: inline-block; width: 46vw; margin: 4px; vertical-align: top }<
 <script>
 const [pictures, training] = RUN, last = pictures.length - 1;
 heading.textContent = document.title = decodeURI(location.pathname.split("/").at(-2));
-slider.max = slider.value = last;
+slider.value = slider.max = last;
 onload = oninput = () => {
   title.textContent = pictures[slider.value];
   fakes.src = pictures[slider.value] + ".png";
@@ -621,14 +617,14 @@ def load_images(resume=False):
 
 
 def find_mnist():
-    """Return the path of MNIST in Keras' cache, where it is downloaded to. Raises Problem."""
+    """Return MNIST's path in Keras' cache, downloaded if missing. Raises Problem."""
     home = os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))
     cache = Path(home if os.access(home, os.W_OK) else OUT, "datasets")
     path, npz, reasons = cache / IDX, cache / "mnist.npz", ""
     if path.exists() or npz.exists():
         return npz if npz.exists() else path
     for mirror in MIRRORS:
-        show_progress(f"MNIST from {mirror}")
+        print(f"loading   {mirror}{IDX}")
         try:
             content = urllib.request.urlopen(mirror + IDX, timeout=TIMEOUT).read()
             if hashlib.sha256(content).hexdigest() != SHA256:
@@ -703,7 +699,7 @@ def read_folder(folder):
     paths = [path for path in paths if not path.is_relative_to(os.path.abspath(OUT))] or paths
     files = [path for path in paths if path.is_file()]
     for file in files:
-        if file.match("*train-images*idx3-ubyte*"):  # of MNIST, or of its kind
+        if file.match("*train-images*idx3-ubyte*"):
             return read_file(file)
     width, height = numbers(IMAGE_SIZE)[0], numbers(IMAGE_SIZE)[-1]
     changed = max(path.stat().st_mtime for path in [folder, *paths])
@@ -805,7 +801,7 @@ def save_checkpoint(gan, folder):
 
 
 def restore(gan, folder):
-    """Bring gan to where the run's checkpoint was saved. Raises Problem."""
+    """Bring gan to the run's checkpoint. Raises Problem."""
     file = folder / "checkpoint.npz"
     try:
         with np.load(file) as arrays:
@@ -868,10 +864,10 @@ def check(name, value):
     """Return a setting's value, a list as a tuple. Raises Problem if it is a bad one."""
     value = tuple(value) if isinstance(value, list) else value
     choices, counts = CHOICES.get(name, ()), COUNTS.get(name, [1])
-    low, high = LIMITS.get(name, (1, 0))  # no number
+    low, high = LIMITS.get(name, (1, 0))  # fits nothing
     fit = [type(each) in (int, type(low)) and low <= each <= high for each in numbers(value)]
     path = name in PATHS and isinstance(value, str) and value and "://" not in value
-    # Choices are compared as written, since 1 == True.
+    # Choices are compared as written: 1 == True.
     if path or repr(value) in map(repr, choices) or (all(fit) and len(fit) in counts):
         return value
     takes = ["a path, not an address"] if name in PATHS else [str(choice) for choice in choices]
@@ -955,7 +951,7 @@ def run(resume, run_folder, changes):
     images = load_images(resume)
     choose_defaults(images.shape[1:])
     gan = GAN(images)
-    if resume and (folder / "checkpoint.npz").exists():  # else it stopped early
+    if resume and (folder / "checkpoint.npz").exists():  # else: not trained yet
         restore(gan, folder)
     if not gan.strategy.extended.should_checkpoint:  # another machine keeps the run
         folder, sys.stdout = Path(tempfile.mkdtemp()), open(os.devnull, "w")  # noqa: SIM115
@@ -997,7 +993,9 @@ def sample(count, run_folder, changes, category=None):
     folder, _ = open_run(run_folder, changes)
     categories = noise_size() - Z_SIZE
     if category is not None and category not in range(categories):
-        raise Problem(f"--category {category}: this run has {categories or 'no'}, counted from 0")
+        raise Problem(
+            f"--category {category}: this run has {categories or 'no'} categories (from 0)"
+        )
     file, version, generated = folder / "generator.keras", "?", folder / "generated"
     try:
         with zipfile.ZipFile(file) as saved:
@@ -1040,7 +1038,7 @@ def main(words=()):
             return 0
         changes = dict(map(parse_setting, settings))
         if options.sample or options.category is not None:
-            return sample(options.sample or 100, options.run, changes, options.category)
+            return sample(max(1, options.sample or 100), options.run, changes, options.category)
         return run(options.resume or options.run, options.run, changes)
     except KeyboardInterrupt:
         tell("stopped")

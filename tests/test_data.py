@@ -255,7 +255,7 @@ def test_every_run_counts_the_bad_pictures_and_names_the_first_and_the_rest_keep
         assert images[:, 0, 0, 0].tolist() == [i for i in range(250) if (i + 1) % 9]
         out, err = capsys.readouterr()
         assert "223 pictures of 250 files" in out and err == ""
-        assert f"a picture: {tmp_path / '008.png'}\n" in out
+        assert f"damaged or no picture: {tmp_path / '008.png'}\n" in out
 
 
 def test_a_folder_is_decoded_again_only_if_it_or_its_cache_changed(load, tmp_path, capsys):

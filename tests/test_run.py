@@ -129,7 +129,7 @@ def test_a_run_leaves_pictures_numbers_networks_settings_and_a_checkpoint(finish
     folder, _, _ = finished
     names = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
     pictures = {f"epoch-00{i}.png" for i in range(3)} | {"real.png", "losses.png"}
-    pictures |= {"epoch-000-00050.png", "training.gif"}
+    pictures |= {"epoch-000-00050.png", "epoch-000-00100.png", "training.gif"}
     others = {"settings.json", "losses.csv", "index.html", "checkpoint.npz"}
     assert names == pictures | others | {"generator.keras", "discriminator.keras"}
     for name in pictures:
@@ -317,7 +317,7 @@ def test_batches_and_learning_rate_can_change_within_an_epoch(small, images, tmp
     assert float(model.d_optimizer.learning_rate) == pytest.approx(1e-6)
     epochs = 2500 // size * size, 10000  # images
     for trained, (*numbers, speed, seconds) in zip(epochs, model.rows, strict=True):
-        assert np.isfinite(numbers).all() and 0.3 * seconds < trained / speed < seconds
+        assert np.isfinite(numbers).all() and trained / speed == pytest.approx(seconds)
 
 
 def test_progress_fits_the_terminal_and_is_shown_in_a_terminal_only(monkeypatch, capsys):
