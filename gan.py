@@ -882,7 +882,7 @@ def parse_setting(word):
     name, equals, value = word.replace("\uff1d", "=").partition("=")  # of Chinese keyboards
     if name not in SETTINGS or not equals:
         meant, *_ = *difflib.get_close_matches(name.strip("-").upper(), SETTINGS), "NAME"
-        form = f'{meant}=value, with no spaces around =, or "{meant}=with spaces"'
+        form = f'{meant}=value, with no spaces, or quoted: "DATA=My Pictures"'
         raise Problem(f"{word}: a setting is written {form}; a run: --run FOLDER")
     with contextlib.suppress(ValueError, SyntaxError):
         value = value if name in PATHS else ast.literal_eval(value)
