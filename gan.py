@@ -993,9 +993,7 @@ def sample(count, run_folder, changes, category=None):
     folder, _ = open_run(run_folder, changes)
     categories = noise_size() - Z_SIZE
     if category is not None and category not in range(categories):
-        raise Problem(
-            f"--category {category}: this run has {categories or 'no'} categories (from 0)"
-        )
+        raise Problem(f"--category {category}: the run has {categories or 'no'} categories, from 0")
     file, version, generated = folder / "generator.keras", "?", folder / "generated"
     try:
         with zipfile.ZipFile(file) as saved:

@@ -112,7 +112,7 @@ def test_samples_are_new_for_another_seed_and_may_be_of_one_category(trained, mo
         assert np.array_equal(Image.open(folder / "generated" / f"0000{i}.png"), image[..., 0])
     capsys.readouterr()
     assert gan.main(["--sample", "3", "--run", str(folder), "--category", "3"]) == 2
-    assert "--category 3: this run has 3 categories (from 0)" in capsys.readouterr().err
+    assert "--category 3: the run has 3 categories, from 0" in capsys.readouterr().err
 
 
 def test_the_picture_of_categories_has_a_row_for_each_of_the_same_noises(small):

@@ -70,9 +70,9 @@ def test_values_are_taken_as_they_are_written(small, words, value):
         ("DATA=https://x.org/a.zip", "it must be a path, not an address"),
         (
             "DATA=My|Pictures",
-            'Pictures: a setting is written NAME=value, with no spaces around =, or "',
+            'with no spaces, or quoted: "DATA=My Pictures"',
         ),
-        ("EPOCHS|=|5", "EPOCHS=value, with no spaces around ="),
+        ("EPOCHS|=|5", "EPOCHS=value, with no spaces"),
         ("--epochs|5", "--epochs: a setting is written EPOCHS=value"),
         ("epochs=5", "epochs=5: a setting is written EPOCHS=value"),
         ("EPOCS=5", "EPOCS=5: a setting is written EPOCHS=value"),
