@@ -57,7 +57,7 @@ if sys.version_info < (3, 10) or tuple(map(int, tf.__version__.split(".")[:2])) 
     this = f"this is Python {sys.version.split()[0]} with TensorFlow {tf.__version__}"
     sys.exit(f"gan.py needs Python 3.10 and TensorFlow 2.18, or later; {this}")
 
-# ---- Settings: edit them here, or for one run: python gan.py EPOCHS=5 G_HIDDEN=256,512 ----
+# ---- Settings: edit them here, or for one run: python gan.py EPOCHS=5 "G_HIDDEN=256,512" ----
 # fmt: off
 # Data
 DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
