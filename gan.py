@@ -152,7 +152,7 @@ def build_generator(shape):
                 picture = layers.UpSampling2D(2, interpolation="bilinear")(picture)
                 picture = picture[:, :height, :width]
             up = layers.Conv2DTranspose(channels, KERNEL, 2, "same", kernel_initializer="he_normal")
-            x = up(x)[:, :height, :width]  # crop: odd sides were rounded up when halved
+            x = up(x)[:, :height, :width]  # odd sides were rounded up
         images = layers.Activation(OUTPUT)(x + picture)
     else:
         for units in numbers(G_HIDDEN):
@@ -667,7 +667,7 @@ def read_file(path):
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
         if content[:3] != b"\0\0\x08":  # IDX of unsigned bytes, as MNIST
-            raise ValueError("not IDX, .npz or .npy; of pictures, give the folder")
+            raise ValueError("no whole IDX, .npz or .npy; pictures: give the folder")
         shape = np.frombuffer(content, ">u4", content[3], offset=4)
         return as_images(np.frombuffer(content, np.uint8, offset=4 + shape.nbytes).reshape(shape))
     except Exception as error:
@@ -702,7 +702,7 @@ def read_folder(folder):
         if file.match("*train-images*idx3-ubyte*"):
             return read_file(file)
     width, height = numbers(IMAGE_SIZE)[0], numbers(IMAGE_SIZE)[-1]
-    changed = max(path.stat().st_mtime for path in [folder, *paths])
+    changed = max(path.stat().st_mtime for path in [folder, *paths] if path.exists())
     digest = hashlib.sha256(f"{folder} {IMAGE_SIZE}".encode()).hexdigest()[:12]
     cache = Path(OUT, "cache", f"{folder.name}-{digest}.records")
     record = np.dtype([("file", np.uint32), ("pixels", np.uint8, (height, width, 3))])
@@ -919,7 +919,7 @@ def describe(images, gan, folder, edited):
     print(f"noise     {Z_SIZE} numbers, {noise_size() - Z_SIZE or 'no'} categories")
     print(f"epochs    {EPOCHS}, of {gan.epoch_iterations:,} iterations")
     if gan.step:
-        print(f"resumed   at epoch {gan.epoch + 1}, iteration {gan.step + 1:,}")
+        print(f"resumed   after {gan.epoch} epochs, {gan.step:,} iterations")
     if channels == 3 and (MODEL == "mlp" or (count < 2000 and not AUGMENT)):
         print("note      photographs need MODEL=dcgan, fewer than 2,000 also AUGMENT=True")
     if edited:
@@ -982,7 +982,7 @@ def run(resume, run_folder, changes):
     if not finished:
         print(f"\nStopped; nothing is lost. To continue:\n    {command}")
         return 128 + gan.stop
-    more = f"{command} EPOCHS={2 * gan.epoch}"
+    more = f"{command} EPOCHS={max(EPOCHS, 2 * gan.epoch)}"
     print(f"\nEpochs done: {gan.epoch}. See {folder}. To train longer:\n    {more}")
     return 0
 
@@ -1003,15 +1003,15 @@ def sample(count, run_folder, changes, category=None):
         versions = f"it is of Keras {version}, this is {keras.__version__}"
         raise Problem(f"{file} (of the last epoch): {versions}; {error}") from None
     generated.mkdir(exist_ok=True)
-    for old in generated.glob("[0-9]" * 5 + ".png"):  # of an older call
-        old.unlink()
     for start in range(0, count, 500):
         noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)
         for i, image in enumerate(generate(generator, noise)[: count - start], start):
             Image.fromarray(np.squeeze(image)).save(generated / f"{i:05}.png")
+    for old in sorted(generated.glob("[0-9]" * 5 + ".png"))[count:]:  # of an older call
+        old.unlink()
     noise = in_category(draw_noise(GRID**2, SAMPLE_KEY), category)
     write(folder / "grid.png", tile(generate(generator, noise), GRID).save)
-    # A row walks from one z to another in one category.
+    # A row walks from one z to another.
     rows = np.linspace(0, CATEGORIES - 1, 10, dtype=int) if category is None else [category] * 10
     starts, ends = in_category(draw_noise(20, WALK_KEY), [*rows, *rows]).reshape(2, 10, -1)
     walks = np.linspace(starts, ends, 10, axis=1).reshape(100, -1)
@@ -1035,7 +1035,7 @@ def main(words=()):
             print(__doc__, *(f"{name} = {value!r}" for name, value in before.items()), sep="\n")
             return 0
         changes = dict(map(parse_setting, settings))
-        if options.sample or options.category is not None:
+        if (options.sample, options.category) != (None, None):
             return sample(max(1, options.sample or 100), options.run, changes, options.category)
         return run(options.resume or options.run, options.run, changes)
     except KeyboardInterrupt:

@@ -185,6 +185,7 @@ def test_pictures_of_every_format_in_every_folder_are_read_in_order(load, tmp_pa
     linked = tmp_path.with_name(f"{tmp_path.name} linked")
     (tmp_path / "7").rename(linked)
     (tmp_path / "7").symlink_to(linked, target_is_directory=True)
+    (tmp_path / "gone.png").symlink_to("nowhere")
     images = load(tmp_path, IMAGE_SIZE=12, OUT=str(tmp_path / "runs"))
     levels = 25 * np.arange(len(names)).reshape(-1, 1, 1, 1)
     assert images.shape == (len(names), 12, 12, 1) and np.abs(images - 1.0 * levels).max() <= 4

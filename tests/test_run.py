@@ -222,7 +222,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_exactly(small, images, 
     gan.restore(model, stopped)
     assert (model.epoch, model.position, model.step) == (0, 5000, 50)
     gan.describe(images, model, stopped, {})
-    assert "resumed   at epoch 1, iteration 51" in capsys.readouterr().out
+    assert "resumed   after 0 epochs, 50 iterations" in capsys.readouterr().out
     assert gan.train(model, images, stopped)
     assert_equal_runs(whole, stopped)
 
