@@ -624,7 +624,7 @@ def find_mnist():
     if path.exists() or npz.exists():
         return npz if npz.exists() else path
     for mirror in MIRRORS:
-        print(f"loading   {mirror}{IDX}")
+        print(f"loading   {mirror}")
         try:
             content = urllib.request.urlopen(mirror + IDX, timeout=TIMEOUT).read()
             if hashlib.sha256(content).hexdigest() != SHA256:
