@@ -82,3 +82,9 @@ def test_two_workers_go_on_as_one_and_when_one_is_killed_the_other_says_how_to_g
     assert f'--resume --run "{run}"' in told and "Traceback" not in err
     epochs = len(list(run.glob("epoch-*.png")))
     assert gan.main(["--resume", f"EPOCHS={epochs}"]) == 0
+
+
+def test_all_gpus_of_a_machine_share_training(monkeypatch):
+    monkeypatch.setattr(gan.tf.config, "list_physical_devices", lambda kind: ["GPU"] * 3)
+    monkeypatch.setattr(gan.tf.distribute, "MirroredStrategy", lambda: "all three")
+    assert gan.choose_strategy() == "all three"
