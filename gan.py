@@ -70,7 +70,7 @@ Z_SIZE = None             # length of the noise z; None: 14, dcgan: 64
 CATEGORIES = None         # latent categories that G learns by itself; 1: off; None: 28, dcgan: 1
 PRIOR = "sphere"          # of z: "normal", "sphere" (normal, of one length), or low,high: uniform
 G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
-D_HIDDEN = 768            # more of both: sharper, slower
+D_HIDDEN = 768            # D's; more of both: sharper, slower
 CHANNELS = None           # dcgan: filters of G,D, then doubled; None: 56,32, above 32 px 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
 SKIPS = True              # dcgan: each stage of G adds to the image; False: as in the paper
@@ -312,7 +312,7 @@ class GAN:
             else:
                 self.step_everywhere(batches[i], step + i, False)
             if EMA and (step + i) % EMA_EVERY == 0:
-                # The decay rises from 0.1, so that the random first weights are forgotten.
+                # From 0.1 up, to forget the first weights; the power is for EMA_EVERY iterations.
                 early_decay = (step + i + 1) / (step + i + 10)
                 decay = tf.minimum(tf.cast(early_decay, tf.float32), EMA) ** EMA_EVERY
                 for average, value in zip(self.average.variables, self.generator.variables):
@@ -585,7 +585,7 @@ def save_page(folder, training=True):
     write(folder / "index.html", lambda file: file.write_text(PAGE.replace("RUN", run), "utf-8"))
 
 
-# ---- Data: becomes one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3) ----
+# ---- Data: one array, uint8 [N, H, W, C], grey (C = 1) or RGB (C = 3) ----
 IDX = "train-images-idx3-ubyte.gz"
 SHA256 = "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
 MIRRORS = (
@@ -867,7 +867,7 @@ def check(name, value):
     low, high = LIMITS.get(name, (1, 0))  # fits nothing
     fit = [type(each) in (int, type(low)) and low <= each <= high for each in numbers(value)]
     path = name in PATHS and isinstance(value, str) and value and "://" not in value
-    # Choices are compared as written: 1 == True.
+    # Choices are compared as written, as 1 == True.
     if path or repr(value) in map(repr, choices) or (all(fit) and len(fit) in counts):
         return value
     takes = ["a path, not an address"] if name in PATHS else [str(choice) for choice in choices]
@@ -881,7 +881,7 @@ def parse_setting(word):
     """Return (name, value) of NAME=value, a literal or else text. Raises Problem."""
     name, equals, value = word.replace("\uff1d", "=").partition("=")  # of Chinese keyboards
     if name not in SETTINGS or not equals:
-        meant, *_ = *difflib.get_close_matches(name.strip("-").upper(), SETTINGS), "NAME"
+        meant = [*difflib.get_close_matches(name.strip("-").upper(), SETTINGS), "NAME"][0]
         form = f'{meant}=value, with no spaces, or quoted: "DATA=My Pictures"'
         raise Problem(f"{word}: a setting is written {form}; a run: --run FOLDER")
     with contextlib.suppress(ValueError, SyntaxError):
@@ -921,7 +921,7 @@ def describe(images, gan, folder, edited):
     if gan.step:
         print(f"resumed   after {gan.epoch} epochs, {gan.step:,} iterations")
     if channels == 3 and (MODEL == "mlp" or (count < 2000 and not AUGMENT)):
-        print("note      photographs need MODEL=dcgan, fewer than 2,000 also AUGMENT=True")
+        print("note      photographs: MODEL=dcgan; fewer than 2,000: AUGMENT=True, too")
     if edited:
         print(f"note      constants were edited; to use them here: --resume {' '.join(edited)}")
     print(f"run       {folder}: open its index.html in a browser\n")
