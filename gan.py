@@ -134,8 +134,8 @@ def build_generator(shape):
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
     if CATEGORIES > 1:  # so G need not draw what lies between two kinds (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
-        # The largest becomes 3 (learned faster than 1), the others 0; not by argmax, which
-        # converts to neither TFLite nor ONNX.
+        # The largest becomes 3 (learned faster than 1), the others 0; not by Keras' argmax,
+        # unknown to TFLite.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
@@ -297,7 +297,7 @@ class GAN:
 
     def train_batches(self, batches, step, images_used):
         """Do an iteration with each of batches [n, D_STEPS, BATCH_SIZE, H, W, C], compiled."""
-        # step and images_used count what is done: both, as BATCH_SIZE may change.
+        # step and images_used count what is done: both, as a resumed run may change BATCH_SIZE.
         total = EPOCHS * self.epoch_iterations * D_STEPS * BATCH_SIZE
         for i in tf.range(tf.shape(batches, tf.int64)[0]):
             rate = LEARNING_RATE * tf.minimum((step + i + 1) / WARM_UP, 1.0)
@@ -343,7 +343,7 @@ class GAN:
                     fake_logits = self.discriminator(augment(fake, key, FAKE), training=True)
                 d_loss = discriminator_loss(real_logits, fake_logits)
                 penalty = 0.0  # on how steep D's logits are at the images (arXiv:1801.04406)
-                if with_penalty:  # rarely, as it doubles D's work, but heavier
+                if with_penalty:  # rarely but heavier: it doubles D's work
                     slopes = slope_tape.gradient([real_logits, fake_logits], [real, fake])
                     weight = PENALTY_EVERY * GRADIENT_PENALTY / 2  # half, as in the paper
                     penalty = weight * sum(tf.reduce_sum(s**2) / size for s in slopes)
@@ -414,7 +414,7 @@ def train(gan, images, folder):
                 tf.summary.write(name, number, metadata=SCALAR)
         write(folder / "generator.keras", gan.average.save)
         write(folder / "discriminator.keras", gan.discriminator.save)
-        save_checkpoint(gan, folder)  # the last: after a crash, the epoch is repeated
+        save_checkpoint(gan, folder)  # comes last: after a crash, the epoch is repeated
         print(ROW.format(epochs=EPOCHS, **row))
         if spread < 0.5 and gan.step >= max(300, 2 * WARM_UP):  # before, every G looks like this
             print("   ! mode collapse: try GRADIENT_PENALTY=1, or half the LEARNING_RATE")
@@ -1004,8 +1004,8 @@ def sample(count, run_folder, changes, category=None):
         raise Problem(f"{file} (of the last epoch): {versions}; {error}") from None
     generated.mkdir(exist_ok=True)
     for start in range(0, count, 500):
-        noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)
-        for i, image in enumerate(generate(generator, noise)[: count - start], start):
+        noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)[: count - start]
+        for i, image in enumerate(generate(generator, noise), start):
             Image.fromarray(np.squeeze(image)).save(generated / f"{i:05}.png")
     for old in sorted(generated.glob("[0-9]" * 5 + ".png"))[count:]:  # of an older call
         old.unlink()

@@ -140,11 +140,15 @@ def tutorial_rate(generator, discriminator, real):
     return 10 * len(real) / median_seconds(3, lambda: [step()[0].numpy() for _ in range(10)])
 
 
+def recipe_settings():
+    """Return the settings of each of the README's recipes, in one string."""
+    readme = Path(gan.__file__).with_name("README.md").read_text("utf-8")
+    return re.findall(r"^    python gan\.py (.*PENALTY=.*)", readme, re.MULTILINE)
+
+
 def recipes(options):
     """Print images/s of the README's recipes, and of the nets of TensorFlow's DCGAN tutorial."""
-    readme = Path(gan.__file__).with_name("README.md").read_text("utf-8")
-    readme = readme.replace(" \\\n", "")
-    found = re.findall(r"^    # (.+)\n    python gan\.py ([A-Z].*)", readme, re.MULTILINE)
+    found = [(f"recipe {i}", each) for i, each in enumerate(recipe_settings(), 1)]
     nets = "the nets of TensorFlow's DCGAN tutorial"
     generator, discriminator = tutorial_networks()
     theirs = "MODEL=dcgan Z_SIZE=100 CATEGORIES=1 OUTPUT=tanh GRADIENT_PENALTY=0 EMA=0"
@@ -167,7 +171,7 @@ MEMORY = "VmRSS", "RssAnon", "RssFile", "RssShmem"  # the first is the sum of th
 
 @contextmanager
 def training(*settings, seconds=math.inf):
-    """Run gan.py in a process of its own; yield its run's folder, its settings, and what was seen.
+    """Run gan.py in a process of its own, take its settings, and yield (its folder, what was seen).
 
     That is the time and the MEMORY in MB, 100 times a second, as columns. Ctrl-C comes so many
     seconds after the first picture. Exits if gan.py fails.
@@ -190,7 +194,7 @@ def training(*settings, seconds=math.inf):
             process.wait()
         if process.returncode not in (0, 128 + signal.SIGINT):
             sys.exit(f"gan.py ended with status {process.returncode}")
-        yield *gan.open_run(next(Path(folder).glob("*-001")))[:2], np.transpose(seen)
+        yield gan.open_run(next(Path(folder).glob("*-001")), {})[0], np.transpose(seen)
 
 
 def columns(run):
@@ -202,11 +206,11 @@ def overhead(options):
     """Print where the time and the memory of one run go."""
     command = [sys.executable, "-c", "import tensorflow"]
     bare = median_seconds(1, lambda: subprocess.check_call(command, stderr=subprocess.DEVNULL))
-    with training(MNIST, *options.settings) as (run, used, (times, sizes, *_)):
+    with training(MNIST, *options.settings) as (run, (times, sizes, *_)):
         first, *ends = sorted(file.stat().st_mtime for file in run.glob("epoch-*.png"))
         *_, (_, _, steps) = np.load(run / "checkpoint.npz").values()
         table = columns(run)
-    epoch_images = steps * used["BATCH_SIZE"] * used["D_STEPS"] / len(table)
+    epoch_images = steps * gan.BATCH_SIZE * gan.D_STEPS / len(table)
     seconds = epoch_images / table["images/s"]
     tracing = seconds[0] - min(seconds)
     pure, start = sum(seconds) - tracing, first - times[0]
@@ -227,7 +231,7 @@ def bigfile(options):
         path, shape = Path(room, "big.npy"), (2**32 // 784, 28, 28, 1)
         # Of one white image: the file is sparse and takes no room on the disk.
         np.lib.format.open_memmap(path, "w+", np.uint8, shape)[0] = 255
-        with training(*options.settings, f"DATA={path}", seconds=20) as (run, _, (times, *sizes)):
+        with training(*options.settings, f"DATA={path}", seconds=20) as (run, (times, *sizes)):
             stop = times[-1] - (run / "epoch-000.png").stat().st_mtime - 20
             *_, (_, _, steps) = np.load(run / "checkpoint.npz").values()
     print(f"{steps:,} iterations on {shape[0]:,} images; stopped {stop:.1f} s after SIGINT")
@@ -275,9 +279,6 @@ def scale(options):
 
 
 # ---- Quality: generated digits against MNIST's test images ----
-UDACITY = """Z_SIZE=100 PRIOR=-1,1 G_HIDDEN=128 D_HIDDEN=128 LEAK=0.01 SMOOTH=0.1
-LEARNING_RATE=0.002 G_RATE=1 BETA_1=0.9 BETA_2=0.999 BATCH_SIZE=100 EPOCHS=100 GRADIENT_PENALTY=0
-EMA=0 LR_DECAY=False OUTPUT=tanh ACTIVATION=leaky_relu BATCH_NORM=False CATEGORIES=1"""
 # The columns of quality's table, and which value of each is the worst.
 WORST = {"seconds": max, "images/s": min, "digits": min, "TV": max, "FID": max}
 WORST |= {"ratio": max, "precision": min, "recall": min, "Parzen": min, "purity": min}
@@ -417,7 +418,7 @@ def quality(options):
     fixed = set(gan.SETTINGS) if options.udacity else {"DATA", "SEED"}
     if taken := fixed & dict(map(gan.parse_setting, options.settings)).keys():
         raise gan.Problem(f"quality has its own values of {', '.join(taken)}")
-    settings = UDACITY.split() if options.udacity else options.settings
+    settings = recipe_settings()[2].split() if options.udacity else options.settings
     text = options.seeds
     seeds = map(int, text.strip(",").split(",")) if "," in text else range(int(text) or 1)
     judge, rows = Judge(), []
@@ -425,9 +426,8 @@ def quality(options):
     print(f"FID of 10,000 training images: {floor:.2f}; kept of Udacity's GAN: {judge.udacity:.2f}")
     print("seed  ", *(f"{name:>9}" for name in WORST))
     for seed in seeds:
-        with training(*settings, MNIST, f"SEED={seed}") as (run, used, _):
+        with training(*settings, MNIST, f"SEED={seed}") as (run, _):
             table, generator = columns(run), keras.saving.load_model(run / "generator.keras")
-        gan.change_settings(used)
         # The key -2, as training uses those from 0, its pictures -1 and --sample those below.
         images = gan.generate(generator, gan.draw_noise(10000, -2))
         if options.samples_out and not rows:

@@ -1,7 +1,9 @@
 """The measures of benchmark.py, where their value is known."""
 
+import argparse
 import math
 
+import benchmark
 import numpy as np
 import pytest
 from benchmark import frechet, multiplications, parzen, precision_recall
@@ -39,3 +41,11 @@ def test_multiplications_of_an_iteration_are_counted_by_hand():
     plain, penalty = 2 * (42 + 42 + 7) + 21 + 42 + 42 + 21 + 15, 2 * (42 + 42 + 35)
     assert multiplications(2, 3, 7, 5, 0) == plain
     assert multiplications(2, 3, 7, 5, 0.25) == plain + penalty / 4
+
+
+def test_a_whole_run_is_measured_and_all_recipes_are_found(small, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "median_seconds", lambda *_: 1.0)  # TensorFlow's own start
+    settings = ["DATA=digits", "EPOCHS=1", "G_HIDDEN=8", "D_HIDDEN=8"]
+    benchmark.overhead(argparse.Namespace(settings=settings))
+    assert "epochs: 1;" in capsys.readouterr().out
+    assert len(benchmark.recipe_settings()) == 6
