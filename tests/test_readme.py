@@ -53,8 +53,9 @@ def test_every_command_and_every_example_runs(small, tmp_path, monkeypatch):
     [convert] = re.findall(r"`(np.save\(.*?)`", README)
     (tmp_path / "train.csv").write_text("label,pixels\n" + "5,0,0,99,255\n" * 3)
     train = train.replace('"EPOCHS=5"', '"DATA=digits", "EPOCHS=1", "BATCH_SIZE=200", "G_HIDDEN=4"')
-    use = f"{train}\n{use}\n{convert}\n"
+    use = f"{train}\n{use}\n{convert}\n".replace("keras.utils.array", "shown = keras.utils.array")
     use += "assert images.shape == (16, 28, 28, 1) and 0 <= images.numpy().min()\n"
+    use += "assert np.allclose(shown, 255 * images[0, ..., 0], atol=1)\n"
     example = f"import sys; sys.path.append({str(ROOT)!r})\n{use}"
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
     assert (tmp_path / "samples" / "digits-001" / "epoch-001.png").exists()
