@@ -60,7 +60,7 @@ if sys.version_info < (3, 10) or tuple(map(int, tf.__version__.split(".")[:2])) 
 # ---- Settings: edit them here, or for one run: python gan.py EPOCHS=5 "G_HIDDEN=256,512" ----
 # fmt: off
 # Data
-DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path
+DATA = "mnist"            # "mnist", "digits" (drawn, offline), or a path, with /
 IMAGE_SIZE = 64           # of a folder's pictures: pixels, or width,height
 AUGMENT = False           # for few photos: D sees them mirrored, moved, blanked
 SEED = 0                  # same seed, same run (on a CPU)
@@ -722,8 +722,8 @@ def read_folder(folder):
         raise Problem(f"DATA={DATA}: no readable picture")
     records = np.memmap(cache, record, "r")
     print(f"{len(records):,} pictures of {len(files):,} files, kept in {cache}")
-    if others := {*range(len(files))} - {*records["file"]}:
-        print(f"first that is damaged or no picture: {files[min(others)]}")
+    if others := sorted({*range(len(files))} - {*records["file"]}):
+        print("damaged or no pictures:", *[files[i] for i in others[:5]], sep="\n    ")
     places = Counter(str(file.parent.relative_to(folder)) for file in files)
     if len(places) > 1:  # such as images and masks
         print("files in", dict(places.most_common(9)))
@@ -810,7 +810,7 @@ def restore(gan, folder):
             variable.assign(value)
         gan.rows, (gan.epoch, gan.position, gan.step) = rows.tolist(), counters.tolist()
     except Exception:
-        raise Problem(f"{file} does not fit these networks, or is damaged") from None
+        raise Problem(f"{file}: damaged, or of other networks (which need a new run)") from None
 
 
 # ---- Command line ----
@@ -850,7 +850,7 @@ def tell(message):
 
 
 def show_progress(text):
-    """Show text in the last line of a terminal; elsewhere, nothing."""
+    """Show text in a terminal's last line."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
         print(f"{text:77}"[: os.get_terminal_size().columns - 1], end="\r", flush=True)
 
@@ -890,7 +890,7 @@ def parse_setting(word):
 
 
 def current_settings():
-    """Return the value of every setting by its name."""
+    """Return every setting's value by name."""
     return {name: globals()[name] for name in SETTINGS}
 
 
@@ -923,12 +923,12 @@ def describe(images, gan, folder, edited):
     if channels == 3 and (MODEL == "mlp" or (count < 2000 and not AUGMENT)):
         print("note      photographs: MODEL=dcgan; fewer than 2,000: AUGMENT=True, too")
     if edited:
-        print(f"note      constants were edited; to use them here: --resume {' '.join(edited)}")
+        print(f"note      constants were edited; to use them here: {edited}")
     print(f"run       {folder}: open its index.html in a browser\n")
 
 
 def stoppable(gan):
-    """Return a context in which Ctrl-C, or the like, stops gan with a checkpoint."""
+    """Return a context in which Ctrl-C, or the like, stops gan."""
     handlers = contextlib.ExitStack()
 
     def stop(number, _):  # a second signal ends it at once
@@ -959,14 +959,14 @@ def run(resume, run_folder, changes):
     text = json.dumps(current_settings() | {"constants": then}, indent=1)
     write(folder / "settings.json", lambda file: file.write_text(text))
     edited = [
-        f"{name}={','.join(map(str, numbers(value)))}"
+        f'"{name}={",".join(map(str, numbers(value)))}"'
         for name, value in constants.items()
         if value not in (None, then.get(name, value), globals()[name])
     ]
-    describe(images, gan, folder, edited)
     script = globals().get("__file__", "gan.py")  # a notebook's cell has no file
     script = script.removeprefix(os.getcwd() + os.sep)
     command = f'python "{script}" --resume --run "{folder}"'
+    describe(images, gan, folder, edited and " ".join([command, *edited]))
     try:
         with stoppable(gan):
             finished = train(gan, images, folder)
@@ -1001,7 +1001,7 @@ def sample(count, run_folder, changes, category=None):
         generator = keras.saving.load_model(file, compile=False)
     except Exception as error:
         versions = f"it is of Keras {version}, this is {keras.__version__}"
-        raise Problem(f"{file} (of the last epoch): {versions}; {error}") from None
+        raise Problem(f"{file} (made by each epoch): {versions}; {error}") from None
     generated.mkdir(exist_ok=True)
     for start in range(0, count, 500):
         noise = in_category(draw_noise(500, SAMPLE_KEY - start), category)[: count - start]

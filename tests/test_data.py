@@ -243,7 +243,7 @@ def test_a_picture_is_cut_to_its_middle_upright_on_white_in_its_own_colors(load,
     assert np.abs(images.astype(int) - pixels).max() <= 2
 
 
-def test_every_run_counts_the_bad_pictures_and_names_the_first_and_the_rest_keep_their_order(
+def test_every_run_counts_the_bad_pictures_and_names_the_first_five_and_the_rest_keep_their_order(
     load, tmp_path, capsys
 ):
     whole = npy(Image.fromarray(RGB[0]).resize((90, 90)), save=lambda file, x: x.save(file, "png"))
@@ -256,7 +256,8 @@ def test_every_run_counts_the_bad_pictures_and_names_the_first_and_the_rest_keep
         assert images[:, 0, 0, 0].tolist() == [i for i in range(250) if (i + 1) % 9]
         out, err = capsys.readouterr()
         assert "223 pictures of 250 files" in out and err == ""
-        assert f"damaged or no picture: {tmp_path / '008.png'}\n" in out
+        named = [str(tmp_path / f"{9 * i + 8:03}.png") for i in range(5)]
+        assert "\n    ".join(["damaged or no pictures:", *named]) + "\n" in out
 
 
 def test_a_folder_is_decoded_again_only_if_it_or_its_cache_changed(load, tmp_path, capsys):

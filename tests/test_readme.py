@@ -59,7 +59,7 @@ def test_every_command_and_every_example_runs(small, tmp_path, monkeypatch):
     example = f"import sys; sys.path.append({str(ROOT)!r})\n{use}"
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True)
     assert (tmp_path / "samples" / "digits-001" / "epoch-001.png").exists()
-    assert gan.read_file(tmp_path / "digits.npy").tolist() == [[[[0], [0]], [[99], [255]]]] * 3
+    assert gan.read_file(tmp_path / "kaggle.npy").tolist() == [[[[0], [0]], [[99], [255]]]] * 3
 
 
 def test_the_chinese_readme_has_the_same_commands():

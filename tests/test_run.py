@@ -289,8 +289,8 @@ def test_constants_edited_since_a_run_began_are_named_with_the_words_that_change
         monkeypatch.setattr(gan, name, value)
     status, out, _ = main("--resume")
     assert status == 0 and "Epochs done: 1" in out
-    words = shlex.split(re.search("constants were edited; to use them here: (.*)", out)[1])
-    assert set(words) == {"--resume", "EPOCHS=2", "PRIOR=-1,1", "GRID=4"}  # no words of before
+    words = printed_command(out[out.index("constants were edited; to use them here: ") :])
+    assert set(words[3:]) == {"EPOCHS=2", "PRIOR=-1,1", "GRID=4"}  # no words of before
     status, out, _ = main(*words)
     assert status == 0 and " 2/2" in out and "edited" not in out
 
