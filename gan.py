@@ -810,7 +810,7 @@ def restore(gan, folder):
             variable.assign(value)
         gan.rows, (gan.epoch, gan.position, gan.step) = rows.tolist(), counters.tolist()
     except Exception:
-        raise Problem(f"{file}: damaged, or of other networks (which need a new run)") from None
+        raise Problem(f"{file} is damaged, or of other networks, which need a new run") from None
 
 
 # ---- Command line ----

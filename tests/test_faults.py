@@ -149,7 +149,7 @@ def test_a_run_of_another_version_with_other_settings_goes_on(main, finished, mo
 def test_a_resumed_run_takes_other_settings_but_not_networks_of_another_size(main, finished):
     before = files(finished)
     for change in ({"Z_SIZE": 9}, {"G_HIDDEN": (16, 16)}):
-        assert_told(main("--resume", EPOCHS=3, **change), 2, "checkpoint.npz", "does not fit")
+        assert_told(main("--resume", EPOCHS=3, **change), 2, "checkpoint.npz", "of other networks")
         assert files(finished) == before
     average, generator = (checkpoint(finished)[i] for i in (1, 5))  # the first weights of each
     assert generator.shape == average.shape and not np.array_equal(generator, average)
@@ -173,7 +173,7 @@ def test_a_run_whose_data_moved_or_grew_goes_on_and_shows_them_but_not_of_anothe
     assert np.array_equal(Image.open(finished / "real.png"), gan.tile(shown, 3))
     for shape in ((100, 8, 8, 3), (100, 9, 9, 1)):
         np.save(moved, np.arange(np.prod(shape)).reshape(shape) % 256)
-        assert_told(main("--resume", EPOCHS=5), 2, "checkpoint.npz", "does not fit")
+        assert_told(main("--resume", EPOCHS=5), 2, "checkpoint.npz", "of other networks")
 
 
 # The user's folders and files
