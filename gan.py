@@ -73,7 +73,7 @@ G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # D's; more of both: sharper, slower
 CHANNELS = None           # dcgan: filters of G,D, then doubled; None: 56,32, above 32 px 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = True              # dcgan: each stage of G adds to the image; False: for few of 32 px
+SKIPS = None              # dcgan: each stage of G adds to the image; None: not for few of 32 px
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -134,8 +134,7 @@ def build_generator(shape):
         x = layers.Rescaling(math.sqrt(Z_SIZE))(layers.UnitNormalization()(x))
     if CATEGORIES > 1:  # so G need not draw what lies between two kinds (arXiv:2006.04596)
         scores = noise[:, Z_SIZE:]
-        # The largest becomes 3 (learned faster than 1), the others 0; not by Keras' argmax,
-        # unknown to TFLite.
+        # The largest becomes 3 (learned faster than 1), the rest 0; TFLite lacks Keras' argmax.
         category = keras.ops.equal(scores, keras.ops.max(scores, -1, keepdims=True))
         x = layers.Concatenate()([x, 3.0 * keras.ops.cast(category, "float32")])
     if MODEL == "dcgan":  # of Radford 2015, arXiv:1511.06434: each stage doubles the sides
@@ -306,7 +305,7 @@ class GAN:
             rate = tf.cast(rate, tf.float32)
             self.d_optimizer.learning_rate.assign(rate)
             self.g_optimizer.learning_rate.assign(rate * G_RATE)
-            # Two calls: train_step is compiled with the penalty and without it.
+            # Two calls: train_step is compiled with and without the penalty.
             if GRADIENT_PENALTY and (step + i) % PENALTY_EVERY == 0:
                 self.step_everywhere(batches[i], step + i, True)
             else:
@@ -688,7 +687,7 @@ def as_images(array):
     low, high = np.float64(array.min()), np.float64(array.max())  # will be 0 and 255
     if not 0 < high - low < math.inf:
         raise ValueError(f"its numbers are {low} to {high}")
-    scale = 255 / (high - low)  # one by one, as floats take memory
+    scale = 255 / (high - low)
     return np.stack([np.rint((values - low) * scale).astype(np.uint8) for values in array])
 
 
@@ -815,7 +814,7 @@ def restore(gan, folder):
 
 # ---- Command line ----
 # fmt: off
-DEFAULTS = {  # what None becomes, for an mlp, a dcgan, and a dcgan above 32 pixels
+DEFAULTS = {  # what None becomes: mlp, dcgan, dcgan above 32 px
     "Z_SIZE": (14, 64, 64), "CATEGORIES": (28, 1, 1), "BATCH_SIZE": (100, 50, 25),
     "LEARNING_RATE": (0.004, 0.003, 0.0015), "WARM_UP": (1, 300, 300), "BETA_2": (0.99, 0.9, 0.9),
     "CHANNELS": ((56, 32), (56, 32), (28, 32)), "GRADIENT_PENALTY": (0.05, 0.05, 0.2),
@@ -824,7 +823,7 @@ CHOICES = {
     "MODEL": ("mlp", "dcgan"), "PRIOR": ("normal", "sphere"), "OUTPUT": ("sigmoid", "tanh"),
     "ACTIVATION": ("relu", "leaky_relu", "tanh"), "LOSS": ("non-saturating", "minimax"),
     "BATCH_NORM": (True, "G", False), **dict.fromkeys([*DEFAULTS, "EARLY_STOP"], (None,)),
-    **dict.fromkeys(["AUGMENT", "SKIPS", "LR_DECAY"], (True, False)),
+    **dict.fromkeys(["AUGMENT", "LR_DECAY"], (True, False)), "SKIPS": (None, True, False),
 }
 WHOLE = ("IMAGE_SIZE", "Z_SIZE", "CATEGORIES", "G_HIDDEN", "D_HIDDEN", "CHANNELS", "KERNEL",
          "PENALTY_EVERY", "EPOCHS", "BATCH_SIZE", "WARM_UP", "D_STEPS", "G_STEPS", "GRID")
@@ -861,7 +860,7 @@ def numbers(value):
 
 
 def check(name, value):
-    """Return a setting's value, a list as a tuple. Raises Problem if it is a bad one."""
+    """Return a setting's value, a list as a tuple. Raises Problem."""
     value = tuple(value) if isinstance(value, list) else value
     choices, counts = CHOICES.get(name, ()), COUNTS.get(name, [1])
     low, high = LIMITS.get(name, (1, 0))  # fits nothing
@@ -906,8 +905,10 @@ def change_settings(changes):
 def choose_defaults(shape):
     """Replace each None by what suits MODEL and images of shape (H, W, C)."""
     column = 0 if MODEL == "mlp" else 1 if max(shape[:2]) <= 32 else 2
-    chosen = {name: values[column] for name, values in DEFAULTS.items() if globals()[name] is None}
-    globals().update(chosen)
+    defaults = DEFAULTS | {"SKIPS": (True, not AUGMENT, True)}  # AUGMENT: few images
+    for name, values in defaults.items():
+        if globals()[name] is None:
+            globals()[name] = values[column]
 
 
 def describe(images, gan, folder, edited):
@@ -928,7 +929,7 @@ def describe(images, gan, folder, edited):
 
 
 def stoppable(gan):
-    """Return a context in which Ctrl-C, or the like, stops gan."""
+    """Return a context in which Ctrl-C or a kill stops gan."""
     handlers = contextlib.ExitStack()
 
     def stop(number, _):  # a second signal ends it at once

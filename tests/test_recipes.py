@@ -60,7 +60,8 @@ def test_a_dcgan_with_skips_begins_as_one_without_them(small):
 def test_a_dcgan_stopped_and_resumed_equals_one_never_stopped_and_converts(
     small, tmp_path, monkeypatch
 ):
-    small(MODEL="dcgan", CHANNELS=2, BATCH_NORM=True, AUGMENT=True, EPOCHS=1, OUT=str(tmp_path))
+    small(MODEL="dcgan", CHANNELS=2, BATCH_NORM=True, EPOCHS=1, OUT=str(tmp_path))
+    small(SKIPS=True, AUGMENT=True)
     images = np.random.default_rng(0).integers(0, 256, (100, 8, 10, 3), np.uint8)
     whole = gan.GAN(images)
     assert gan.train(whole, images, gan.make_folder())

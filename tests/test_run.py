@@ -197,9 +197,12 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
     expected = {name: for_small for name, (_, for_small, _) in gan.DEFAULTS.items()}
     expected |= {"Z_SIZE": 5, "CHANNELS": 1, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
     assert settings.items() >= expected.items()
-    for name in gan.DEFAULTS:
-        monkeypatch.setattr(gan, name, None)
-    gan.choose_defaults((40, 33, 1))
+    monkeypatch.setattr(gan, "AUGMENT", True)  # for few images
+    for shape, skips in (((32, 32, 3), False), ((40, 33, 1), True)):
+        for name in ("SKIPS", *gan.DEFAULTS):
+            monkeypatch.setattr(gan, name, None)
+        gan.choose_defaults(shape)
+        assert gan.SKIPS is skips
     assert all(getattr(gan, name) == large for name, (_, _, large) in gan.DEFAULTS.items())
 
 
