@@ -73,7 +73,7 @@ G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # D's; more of both: sharper, slower
 CHANNELS = None           # dcgan: filters of G,D, then doubled; None: 56,32, above 32 px 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = None              # dcgan: each stage of G adds to the image; None: not for few of 32 px
+SKIPS = None              # dcgan: stages of G add to the image; None: not with AUGMENT up to 32 px
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -84,14 +84,14 @@ SMOOTH = 0.0              # label smoothing: real images count as 1 - SMOOTH
 GRADIENT_PENALTY = None   # R1 + R2; more: steadier, blurrier; None: 0.05; dcgan above 32 px: 0.2
 PENALTY_EVERY = 8         # it acts every 8th iteration, 8 times as strong
 # Training
-EPOCHS = 19               # passes over the data, of 10,000 images or more
+EPOCHS = 19               # passes over the data, at least 10,000 images each
 BATCH_SIZE = None         # images a step; None: 100; dcgan: 50, above 32 px 25
 LEARNING_RATE = None      # of D; None: 0.004; dcgan: 0.003, above 32 px 0.0015
 G_RATE = 2.0              # G's learning rate is this times D's
 WARM_UP = None            # iterations of rising rates; None: 1, dcgan: 300
 LR_DECAY = True           # learning rates fall to 0 over EPOCHS
 BETA_1 = 0.0              # Adam's decay of the mean gradient
-BETA_2 = None             # Adam's, of its square; None: 0.99, dcgan: 0.9
+BETA_2 = None             # of the mean square; None: 0.99, dcgan: 0.9
 D_STEPS = 1               # updates of D per iteration
 G_STEPS = 1               # updates of G per iteration
 EMA = 0.999               # decay of the average of G's weights; 0: off
@@ -142,7 +142,7 @@ def build_generator(shape):
         x = layers.Dense(math.prod(smallest), kernel_initializer="he_normal")(x)
         x = layers.Reshape(smallest)(x)
         picture = 0.0
-        # Leaky ReLU is better for large images; with small ones it lets D win at once.
+        # With SKIPS, leaky ReLU suits large images; with small ones D may win at once.
         activation = "leaky_relu" if SKIPS and max(shape[:2]) > 32 else "relu"
         for height, width, channels in reversed(larger):
             x = activate(x, activation, BATCH_NORM)
