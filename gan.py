@@ -73,7 +73,7 @@ G_HIDDEN = 1024           # mlp: units of the hidden layer; two layers: 256,512
 D_HIDDEN = 768            # D's; more of both: sharper, slower
 CHANNELS = None           # dcgan: filters of G,D, then doubled; None: 56,32, above 32 px 28,32
 KERNEL = 4                # dcgan: side of a filter; odd ones leave a fine grid
-SKIPS = None              # dcgan: stages of G add to the image; None: not with AUGMENT up to 32 px
+SKIPS = None              # dcgan: all stages of G draw; None: not up to 32 px if grey or AUGMENT
 ACTIVATION = "relu"       # mlp: "relu", "leaky_relu", "tanh"
 LEAK = 0.2                # slope of leaky_relu below 0
 OUTPUT = "sigmoid"        # "sigmoid": pixels in 0..1, or "tanh": in -1..1
@@ -905,7 +905,7 @@ def change_settings(changes):
 def choose_defaults(shape):
     """Replace each None by what suits MODEL and images of shape (H, W, C)."""
     column = 0 if MODEL == "mlp" else 1 if max(shape[:2]) <= 32 else 2
-    defaults = DEFAULTS | {"SKIPS": (True, not AUGMENT, True)}  # AUGMENT: few images
+    defaults = DEFAULTS | {"SKIPS": (True, shape[2] == 3 and not AUGMENT, True)}
     for name, values in defaults.items():
         if globals()[name] is None:
             globals()[name] = values[column]

@@ -14,7 +14,7 @@ TANH = {"ACTIVATION": "tanh"}
 LEAKY = {"ACTIVATION": "leaky_relu", "OUTPUT": "tanh"}
 RADFORD = {"MODEL": "dcgan", "SKIPS": False, "CHANNELS": 64, "BATCH_NORM": True, "Z_SIZE": 100}
 RADFORD |= {"OUTPUT": "tanh", "KERNEL": 5}
-BETTER = {"MODEL": "dcgan", "CHANNELS": (56, 32), "Z_SIZE": 8}
+BETTER = {"MODEL": "dcgan", "SKIPS": True, "CHANNELS": (56, 32), "Z_SIZE": 8}
 
 
 # The settings of each system, and what its author's G and D count: weights, biases

@@ -197,10 +197,13 @@ def test_a_new_dcgan_takes_its_own_settings_and_a_resumed_one_keeps_what_it_was_
     expected = {name: for_small for name, (_, for_small, _) in gan.DEFAULTS.items()}
     expected |= {"Z_SIZE": 5, "CHANNELS": 1, "EPOCHS": 2, "DATA": str(data)}  # from anywhere
     assert settings.items() >= expected.items()
-    monkeypatch.setattr(gan, "AUGMENT", True)  # for few images
-    for shape, skips in (((32, 32, 3), False), ((40, 33, 1), True)):
+    # Few or grey images of up to 32 pixels are learned better without skips.
+    colour, grey, large = (32, 32, 3), (28, 28, 1), (40, 33, 1)
+    cases = (colour, False, True), (colour, True, False), (grey, False, False), (large, True, True)
+    for shape, few, skips in cases:
         for name in ("SKIPS", *gan.DEFAULTS):
             monkeypatch.setattr(gan, name, None)
+        monkeypatch.setattr(gan, "AUGMENT", few)
         gan.choose_defaults(shape)
         assert gan.SKIPS is skips
     assert all(getattr(gan, name) == large for name, (_, _, large) in gan.DEFAULTS.items())
