@@ -903,9 +903,9 @@ def change_settings(changes):
 
 
 def choose_defaults(shape):
-    """Replace each None by what suits MODEL and images of shape (H, W, C)."""
+    """Replace each None by what suits images of shape (H, W, C)."""
     column = 0 if MODEL == "mlp" else 1 if max(shape[:2]) <= 32 else 2
-    defaults = DEFAULTS | {"SKIPS": (True, shape[2] == 3 and not AUGMENT, True)}
+    defaults = DEFAULTS | {"SKIPS": (True, shape[2] == 3 and not AUGMENT, True)}  # as measured
     for name, values in defaults.items():
         if globals()[name] is None:
             globals()[name] = values[column]
